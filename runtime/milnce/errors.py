@@ -1,0 +1,65 @@
+"""Every error milnce raises on purpose.
+
+All derive from `MilnceError`, and each also from the builtin a caller would expect, so `except ValueError`
+keeps working. Messages say what was given, what was expected or available, and what to do.
+"""
+
+
+class MilnceError(Exception):
+    """Base of every error raised on purpose by milnce."""
+
+
+class MilnceWarning(UserWarning):
+    """Base of every warning issued by milnce."""
+
+
+class InputError(MilnceError, ValueError):
+    """An argument of the caller's is wrong: dtype, rank, size, range, name or emptiness."""
+
+
+class BundleError(MilnceError, ValueError):
+    """A bundle is damaged, changed, incomplete or not a bundle."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """There is no bundle at the given path."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle's format is newer than this release can read."""
+
+
+class BackendError(MilnceError, RuntimeError):
+    """A backend could not open or run a graph."""
+
+
+class BackendUnavailableError(BackendError):
+    """The backend, device or precision that was asked for cannot be had on this machine."""
+
+
+class MissingDependencyError(MilnceError, ImportError):
+    """An optional package is not installed; the message says which extra brings it."""
+
+
+class VideoError(MilnceError, ValueError):
+    """A video file cannot be decoded, or is refused."""
+
+
+class OutputError(MilnceError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class CheckpointError(MilnceError, ValueError):
+    """Weights or a vocabulary do not fit the towers, or the file is refused."""
+
+
+class ExportError(MilnceError, RuntimeError):
+    """The towers could not be turned into a valid ONNX graph."""
+
+
+class ParityError(MilnceError, ArithmeticError):
+    """An exported graph does not give the numbers of the PyTorch tower."""
+
+
+class UnknownWordsWarning(MilnceWarning):
+    """No word of a sentence is in the vocabulary, so it is encoded as padding only."""
