@@ -1,0 +1,254 @@
+"""Features on disk: one row a window, NPZ or Parquet by suffix, written in bounded memory and never by halves.
+
+Columns: path (text), start_s and end_s (float64), embedding (float32, 512 wide) and mixed_5c (float32, 1024 wide).
+Beside them: which model, preset, backend and precision made them, so that two files can be told apart.
+An NPZ is read with `numpy.load(path, allow_pickle=False)`; its metadata is JSON text in the member `metadata`.
+A Parquet file has fixed-size list columns and the same JSON in the schema's metadata under `milnce`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milnce.errors import InputError, OutputError
+from milnce.feature_files import NpzSink, ParquetSink, Sink, import_pyarrow, read_npz, read_parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from milnce.pipeline import WindowSpan
+
+SUFFIXES = (".npz", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesMetadata:
+    """What made the features.
+
+    Attributes:
+        model_digest: The bundle's digest of weights and vocabulary; text must be encoded with the same.
+        preset_name: Name of the preset.
+        preset_digest: Digest of everything in the preset that changes pixels.
+        preset: The preset's fields.
+        backend: Which backend and device ran the model.
+        precision: Precision it ran in, such as "fp32".
+        milnce_version: Release that wrote the file.
+    """
+
+    model_digest: str
+    preset_name: str
+    preset_digest: str
+    preset: Mapping[str, Any]
+    backend: str
+    precision: str
+    milnce_version: str
+
+    def to_json(self) -> str:
+        """Return the text that is stored beside the columns."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> FeaturesMetadata:
+        """Read `to_json`'s text.
+
+        Raises:
+            InputError: if it is not an object with the fields above.
+        """
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"metadata is not JSON: {error}") from error
+        names = [item.name for item in fields(cls)]
+        if not isinstance(value, dict) or not set(names) <= set(value):
+            raise InputError(f"metadata must be an object with {names}")
+        # Surplus names are a newer release's additions, and harmless.
+        return cls(**{name: value[name] for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features as read from a file; every column has one entry a window.
+
+    Attributes:
+        path: Video of each window, as it was given to `milnce embed`.
+        start_s: float64 (rows,), seconds.
+        end_s: float64 (rows,), seconds.
+        embedding: float32 (rows, 512).
+        mixed_5c: float32 (rows, 1024).
+        metadata: What made them.
+    """
+
+    path: tuple[str, ...]
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    embedding: NDArray[np.float32]
+    mixed_5c: NDArray[np.float32]
+    metadata: FeaturesMetadata
+
+
+class FeatureWriter:
+    """Writes a features file a video at a time: `append` each one inside the `with` block, then `commit`.
+
+    Rows go to a temporary folder beside the destination, and `commit` renames the finished file into place. Leaving
+    the `with` block without `commit` removes everything, so a destination that exists is complete.
+
+    Args:
+        destination: Where to write, ending in .npz or .parquet.
+        metadata: What makes the features.
+        overwrite: Whether a file that is there already may be replaced; it stays as it is until `commit`.
+
+    Raises:
+        OutputError: before anything is written, if the suffix is unknown, the folder is missing or not writable, or
+            the destination exists.
+        MissingDependencyError: if Parquet is asked for and pyarrow is not installed.
+    """
+
+    def __init__(self, destination: Path, metadata: FeaturesMetadata, *, overwrite: bool = False) -> None:
+        self.destination = destination
+        self.rows = 0
+        self._sink: Sink | None = None
+        self._metadata = metadata
+        self._kind = _sink_type(destination)
+        check_destination(destination, overwrite=overwrite)
+        try:
+            folder = tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent)
+        except OSError as error:
+            raise OutputError(f"{destination.parent}: cannot write here ({error.strerror}); choose another") from error
+        self._folder = Path(folder)
+
+    def __enter__(self) -> FeatureWriter:  # noqa: PYI034  # typing.Self is not in Python 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._sink is not None:
+                self._sink.close()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def append(
+        self,
+        path: Path | str,
+        windows: Sequence[WindowSpan],
+        embedding: NDArray[np.float32],
+        mixed_5c: NDArray[np.float32],
+    ) -> None:
+        """Add the windows of one video.
+
+        Raises:
+            InputError: if the arrays do not hold one float32 row a window.
+            OutputError: if the disk refuses.
+        """
+        for name, array in (("embedding", embedding), ("mixed_5c", mixed_5c)):
+            if array.dtype != np.float32 or array.ndim != 2 or len(array) != len(windows):  # noqa: PLR2004
+                expected = f"float32 ({len(windows)}, width) expected, a row a window"
+                raise InputError(f"{name}: {array.dtype} {array.shape} given; {expected}")
+        if not windows:
+            return
+        columns: dict[str, Any] = {
+            "path": _storable(path),
+            "start_s": np.array([window.start_s for window in windows], np.float64),
+            "end_s": np.array([window.end_s for window in windows], np.float64),
+            "embedding": embedding,
+            "mixed_5c": mixed_5c,
+        }
+        try:
+            if self._sink is None:
+                widths = (embedding.shape[1], mixed_5c.shape[1])
+                self._sink = self._kind(self._folder, widths, self._metadata.to_json())
+            self._sink.append(columns)
+        except OSError as error:
+            raise OutputError(f"{self.destination}: cannot write ({error}); is the disk full?") from error
+        self.rows += len(windows)
+
+    def commit(self) -> None:
+        """Finish the file and rename it into place.
+
+        Raises:
+            OutputError: if no row was added, or the disk refuses.
+        """
+        if self._sink is None:
+            raise OutputError(f"{self.destination}: not written, since there is no window to write")
+        try:
+            finished = self._sink.finish()
+            with finished.open("rb") as file:
+                os.fsync(file.fileno())
+            finished.replace(self.destination)
+        except OSError as error:
+            raise OutputError(f"{self.destination}: cannot write ({error}); is the disk full?") from error
+
+
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Refuse a destination in a missing folder, or that exists and may not be replaced.
+
+    Raises:
+        OutputError: saying which, and what to do.
+    """
+    if not destination.parent.is_dir():
+        raise OutputError(f"{destination.parent}: no such folder; make it first")
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder; name a file in it")
+    if destination.exists() and not overwrite:
+        raise OutputError(f"{destination}: exists already; pass --overwrite (overwrite=True) or choose another name")
+    if not os.access(destination.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{destination.parent}: cannot write here (permission denied); choose another")
+
+
+def read_features(path: Path) -> Features:
+    """Read a features file.
+
+    Raises:
+        InputError: if the suffix is unknown, or the file is missing, damaged or not a features file.
+        MissingDependencyError: if it is Parquet and pyarrow is not installed.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: {_suffix_message(path)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such features file; `milnce embed` writes one")
+    columns = read_npz(path) if path.suffix.lower() == ".npz" else read_parquet(path)
+    rows = len(columns["path"])
+    expected = (
+        ("start_s", np.float64, 1),
+        ("end_s", np.float64, 1),
+        ("embedding", np.float32, 2),
+        ("mixed_5c", np.float32, 2),
+    )
+    for name, dtype, rank in expected:
+        array = columns[name]
+        if array.dtype != dtype or array.ndim != rank or len(array) != rows:
+            wanted = f"({rows})" if rank == 1 else f"({rows}, width)"
+            raise InputError(f"{path}: {name} is {array.dtype} {array.shape}; {np.dtype(dtype)} {wanted} expected")
+    try:
+        metadata = FeaturesMetadata.from_json(columns.pop("metadata"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}; embed the videos again") from error
+    return Features(**{**columns, "path": tuple(columns["path"])}, metadata=metadata)
+
+
+def _sink_type(destination: Path) -> type[Sink]:
+    suffix = destination.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise OutputError(f"{destination}: {_suffix_message(destination)}")
+    if suffix == ".npz":
+        return NpzSink
+    import_pyarrow()
+    return ParquetSink
+
+
+def _suffix_message(path: Path) -> str:
+    return f"suffix {path.suffix!r} given; {' or '.join(SUFFIXES)} expected"
+
+
+def _storable(path: Path | str) -> str:
+    """Return the path as valid Unicode, which both formats need: bytes that are not UTF-8 become backslash escapes."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,246 @@
+"""From files to embeddings: decode, batch across files, infer, and hand back one result a file, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milnce.errors import BundleError, InputError, MilnceError, VideoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from milnce.model import Model
+    from milnce.video import Preset
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpan:
+    """Where a window lies in its file.
+
+    Attributes:
+        index: Number of the window in its file, from 0.
+        start_s: Time of its first frame, in seconds.
+        end_s: Time at which it ends, in seconds.
+    """
+
+    index: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileEmbeddings:
+    """What one file gave: the embeddings of its windows, or the error that stopped it.
+
+    Attributes:
+        path: The file, as it was given.
+        windows: Where each window lies; empty when the file failed.
+        embedding: float32 (windows, 512), to be compared with text. The width is the bundle's.
+        mixed_5c: float32 (windows, 1024), the features before the projection.
+        error: Why the file could not be done, or None. A failed file has no windows, not some of them.
+        preset: How frames were sampled and resized.
+    """
+
+    path: Path
+    windows: tuple[WindowSpan, ...]
+    embedding: NDArray[np.float32]
+    mixed_5c: NDArray[np.float32]
+    error: MilnceError | None
+    preset: Preset
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    """One file under way; `waiting` windows are decoded and not yet inferred."""
+
+    path: Path
+    spans: list[WindowSpan] = field(default_factory=list)
+    embedding: list[NDArray[np.float32]] = field(default_factory=list)
+    mixed_5c: list[NDArray[np.float32]] = field(default_factory=list)
+    waiting: int = 0
+    decoded: bool = False
+    error: MilnceError | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.decoded and self.waiting == 0
+
+    def fail(self, error: MilnceError) -> None:
+        self.error, self.decoded, self.waiting = error, True, 0
+        self.spans, self.embedding, self.mixed_5c = [], [], []
+
+
+def resolve_preset(model: Model, preset: str | Preset | None) -> Preset:
+    """Return the preset a name stands for; None is the sampling that the model's bundle was made for.
+
+    Raises:
+        InputError: if no preset has that name.
+        BundleError: if the bundle's own sampling is not one this release knows.
+    """
+    from milnce.video.presets import Preset, get_preset  # noqa: PLC0415  # video is optional at import
+
+    if isinstance(preset, Preset):
+        return preset
+    if preset is not None:
+        return get_preset(preset)
+    sampling = dict(model.bundle.manifest.sampling)
+    name = sampling.pop("preset", None)
+    try:
+        return get_preset(str(name), **sampling)
+    except (InputError, TypeError) as error:
+        raise BundleError(
+            f"{model.bundle.path}: the manifest's sampling is {dict(model.bundle.manifest.sampling)}, which this "
+            f"release cannot follow ({error}); name a preset yourself"
+        ) from error
+
+
+def embed_files(
+    model: Model,
+    paths: Iterable[Path | str],
+    *,
+    preset: str | Preset | None = None,
+    batch_size: int = 8,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    on_window: Callable[[Path, WindowSpan], None] | None = None,
+) -> Iterator[FileEmbeddings]:
+    """Embed the windows of many files, as a stream.
+
+    Windows of several files share a batch, so many short files are as fast as one long one. At most `batch_size` clips
+    are held, besides what the decoder holds itself and the embeddings of files not yet handed out (6 KiB a window).
+    Closing the iterator closes the decoder.
+
+    Args:
+        model: A model with its video graph.
+        paths: Video files.
+        preset: A preset, its name, or None for the bundle's own.
+        batch_size: Clips a batch, at least 1.
+        start_s: Where to start in each file, in seconds; None is its beginning.
+        end_s: Where to stop in each file, in seconds; None is its end.
+        on_window: Called with the file and the window after each window is decoded, for progress.
+
+    Yields:
+        One result a file, in the order given. A file that cannot be decoded yields its error and the others go on.
+
+    Raises:
+        InputError: before any work, if the preset is unknown, the batch size is below 1, or the times are not a range.
+        MissingDependencyError: if PyAV is not installed.
+        BackendError: if the model cannot run a batch; nothing more is yielded then.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; at least 1 expected")
+    _check_range(start_s, end_s)
+    files = [Path(path) for path in paths]
+    if not files:
+        raise InputError("no paths given; name at least one video file")
+    sampling = resolve_preset(model, preset)
+    return _stream(_Embedder(model, sampling, batch_size), files, (start_s, end_s), on_window)
+
+
+def _check_range(start_s: float | None, end_s: float | None) -> None:
+    begin = 0.0 if start_s is None else start_s
+    finish = np.inf if end_s is None else end_s
+    if not (0 <= begin < finish):
+        raise InputError(f"start {start_s} s and end {end_s} s given; 0 <= start < end expected, in seconds")
+
+
+class _Embedder:
+    """Fills one batch, whatever files its clips come from, and hands results back to their files."""
+
+    def __init__(self, model: Model, preset: Preset, batch_size: int) -> None:
+        self.model = model
+        self.preset = preset
+        # One allocation for the whole run; np.empty touches no page until a clip is copied in.
+        shape = (batch_size, preset.frames, preset.size, preset.size, 3)
+        self._clips: NDArray[np.uint8] = np.empty(shape, np.uint8)
+        self._owners: list[_File] = []
+
+    def add(self, file: _File, clip: NDArray[Any]) -> None:
+        self._clips[len(self._owners)] = clip
+        self._owners.append(file)
+        file.waiting += 1
+        if len(self._owners) == len(self._clips):
+            self.flush()
+
+    def drop(self, file: _File) -> None:
+        """Forget the clips of a file that failed."""
+        kept = [slot for slot, owner in enumerate(self._owners) if owner is not file]
+        for slot, kept_slot in enumerate(kept):
+            if slot != kept_slot:
+                self._clips[slot] = self._clips[kept_slot]
+        self._owners = [self._owners[slot] for slot in kept]
+
+    def flush(self) -> None:
+        if not self._owners:
+            return
+        count = len(self._owners)
+        result = self.model.encode_video(self._clips[:count], batch_size=count)
+        for file, embedding, mixed_5c in zip(self._owners, result.embedding, result.mixed_5c, strict=True):
+            # Copies: a view would keep the whole batch's output alive for as long as one of its rows is.
+            file.embedding.append(embedding.copy())
+            file.mixed_5c.append(mixed_5c.copy())
+            file.waiting -= 1
+        self._owners = []
+
+    def result(self, file: _File) -> FileEmbeddings:
+        widths = _video_widths(self.model)
+        embedding = np.stack(file.embedding) if file.embedding else np.empty((0, widths[0]), np.float32)
+        mixed_5c = np.stack(file.mixed_5c) if file.mixed_5c else np.empty((0, widths[1]), np.float32)
+        return FileEmbeddings(file.path, tuple(file.spans), embedding, mixed_5c, file.error, self.preset)
+
+
+def _video_widths(model: Model) -> tuple[int, int]:
+    """Widths of `video_embedding` and `mixed_5c`, from the manifest."""
+    graph = next(graph for graph in model.bundle.manifest.graphs if graph.module == "video")
+    widths = {spec.name: spec.shape[-1].minimum for spec in graph.outputs}
+    return widths["video_embedding"], widths["mixed_5c"]
+
+
+def _stream(
+    embedder: _Embedder,
+    paths: list[Path],
+    span_s: tuple[float | None, float | None],
+    on_window: Callable[[Path, WindowSpan], None] | None,
+) -> Iterator[FileEmbeddings]:
+    pending: deque[_File] = deque()
+    for path in paths:
+        file = _File(path)
+        pending.append(file)
+        try:
+            _decode(embedder, file, span_s, on_window)
+        except (VideoError, OSError) as error:
+            embedder.drop(file)
+            file.fail(error if isinstance(error, VideoError) else VideoError(f"{path}: {error}"))
+        while pending and pending[0].done:
+            yield embedder.result(pending.popleft())
+    embedder.flush()
+    while pending:
+        yield embedder.result(pending.popleft())
+
+
+def _decode(
+    embedder: _Embedder,
+    file: _File,
+    span_s: tuple[float | None, float | None],
+    on_window: Callable[[Path, WindowSpan], None] | None,
+) -> None:
+    from milnce.video import iter_windows  # noqa: PLC0415  # needs PyAV, which is optional
+
+    with closing(iter_windows(file.path, embedder.preset, start_s=span_s[0], end_s=span_s[1])) as windows:
+        for window in windows:
+            span = WindowSpan(window.index, window.start_s, window.end_s)
+            file.spans.append(span)
+            embedder.add(file, window.clip)
+            if on_window is not None:
+                on_window(file.path, span)
+    if not file.spans:
+        raise VideoError(f"{file.path}: no window lies between the given start and end; widen them")
+    file.decoded = True
