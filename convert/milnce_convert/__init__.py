@@ -1,0 +1,1 @@
+"""Build-time half of milnce: official weights to ONNX bundles. Needs the extra `convert` (torch, onnx, onnxscript)."""

@@ -1,0 +1,146 @@
+"""What "the same numbers" means: how far outputs may lie from the PyTorch tower's, and why there.
+
+Every tolerance of the project is here. A check takes the outputs under test as its argument, and refuses outputs that
+are bit-identical where two precisions are compared, since that is what comparing a thing with itself looks like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milnce.errors import ParityError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LEAST_ROWS = 2  # one row alone has no spread to measure an error against
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a candidate's rows lie from the reference's; each figure is the worst over the rows.
+
+    Attributes:
+        rows: Number of rows compared.
+        cosine: Least cosine between a row and its reference.
+        centred_cosine: The same after the reference's mean row is taken off both: what is left is what tells one
+            clip from another, so a common offset cannot hide an error.
+        relative_error: Largest absolute difference over the reference's largest absolute value.
+        spread_error: Largest row error (2-norm) over the mean distance of the reference's rows from their mean.
+            Unlike a cosine it sees a wrong scale.
+        identical: Whether every bit is the same.
+    """
+
+    rows: int
+    cosine: float
+    centred_cosine: float
+    relative_error: float
+    spread_error: float
+    identical: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Bounds an `Agreement` must keep.
+
+    Attributes:
+        name: What the gate is for.
+        cosine: Least cosine.
+        centred_cosine: Least centred cosine.
+        relative_error: Largest relative error.
+        spread_error: Largest spread error.
+        may_be_identical: False where two precisions are compared.
+    """
+
+    name: str
+    cosine: float
+    centred_cosine: float
+    relative_error: float
+    spread_error: float
+    may_be_identical: bool = True
+
+    def failures(self, agreement: Agreement) -> list[str]:
+        """Return what is out of bounds, figure by figure; empty when the gate is passed. NaN never passes."""
+        found = [
+            f"{figure} {value:.9g}, at least {bound:.9g} needed"
+            for figure, value, bound in (
+                ("cosine", agreement.cosine, self.cosine),
+                ("centred cosine", agreement.centred_cosine, self.centred_cosine),
+            )
+            if not value >= bound
+        ]
+        found += [
+            f"{figure} {value:.3g}, at most {bound:.3g} allowed"
+            for figure, value, bound in (
+                ("relative error", agreement.relative_error, self.relative_error),
+                ("spread error", agreement.spread_error, self.spread_error),
+            )
+            if not value <= bound
+        ]
+        if agreement.identical and not self.may_be_identical:
+            found.append("outputs are bit-identical: the same graph was compared with itself")
+        return found
+
+
+# FP32 against the PyTorch tower: what another order of the same FP32 additions may cost (seen: 2e-6 of max |y|), with
+# room for other backends. The weakest defect of tests/convert/test_mutants.py lies far beyond it.
+FP32_GATE = Gate("fp32", cosine=0.999999, centred_cosine=0.99999, relative_error=1e-4, spread_error=1e-3)
+
+# FP16 against FP32, on the seeded fixture: between the honest error and the weakest mutant. Both are measured, and the
+# place between them asserted, in tests/convert/test_mutants.py.
+FP16_GATE = Gate(
+    "fp16", cosine=0.9999, centred_cosine=0.9999, relative_error=1e-2, spread_error=1e-2, may_be_identical=False
+)
+
+
+def compare(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> Agreement:
+    """Measure how far `candidate` lies from `reference`.
+
+    Args:
+        reference: (N, D) float, N >= 2.
+        candidate: The same shape.
+
+    Raises:
+        ParityError: if the shapes differ, there are fewer than two rows, or the reference's rows are all the same.
+    """
+    if reference.shape != candidate.shape or reference.ndim != 2 or len(reference) < _LEAST_ROWS:  # noqa: PLR2004
+        raise ParityError(f"cannot compare {candidate.shape} with {reference.shape}: the same (N >= 2, D) is needed")
+    expected, found = reference.astype(np.float64), candidate.astype(np.float64)
+    centre = expected.mean(axis=0)
+    spread = float(np.linalg.norm(expected - centre, axis=1).mean())
+    largest = float(np.abs(expected).max())
+    if not spread > 0 or not largest > 0:
+        raise ParityError("every reference row is the same, so nothing can be told from agreement with it")
+    return Agreement(
+        rows=len(reference),
+        cosine=_least_cosine(expected, found),
+        centred_cosine=_least_cosine(expected - centre, found - centre),
+        relative_error=float(np.abs(found - expected).max()) / largest,
+        spread_error=float(np.linalg.norm(found - expected, axis=1).max()) / spread,
+        identical=bool(np.array_equal(reference, candidate)),
+    )
+
+
+def _least_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.einsum("nd,nd->n", a, b) / norms
+    return float(cosines.min())  # NaN, from a row of zeros or NaN, comes through and fails every gate
+
+
+def require(agreement: Agreement, gate: Gate, subject: str) -> None:
+    """Raise unless `agreement` passes `gate`.
+
+    Raises:
+        ParityError: naming the subject and every figure that is out of bounds.
+    """
+    failures = gate.failures(agreement)
+    if failures:
+        raise ParityError(f"{subject} fails the {gate.name} parity gate: " + "; ".join(failures))
