@@ -1,0 +1,375 @@
+"""manifest.json: what a bundle says about itself, and the strict reader of it.
+
+The reader trusts nothing: every field is checked, and everything that is wrong is reported in one error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from milnce.errors import BundleError, BundleVersionError
+from milnce.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+FORMAT = "milnce-bundle"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+PRECISIONS = ("fp32", "fp16")
+
+# What each graph takes and gives: name, dtype and rank. This is the interface between exporter and runtime.
+_Signature = tuple[tuple[str, str, int], ...]
+_VIDEO_OUTPUTS: _Signature = (("video_embedding", "float32", 2), ("mixed_5c", "float32", 2))
+SIGNATURES: Mapping[tuple[str, str], tuple[_Signature, _Signature]] = {
+    ("video", "uint8"): ((("video", "uint8", 5),), _VIDEO_OUTPUTS),
+    ("video", "float32"): ((("video", "float32", 5),), _VIDEO_OUTPUTS),
+    ("text", "tokens"): ((("tokens", "int64", 2),), (("text_embedding", "float32", 2),)),
+    ("projection", "mixed_5c"): ((("mixed_5c", "float32", 2),), (("video_embedding", "float32", 2),)),
+}
+MODULES = ("video", "text", "projection")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFile:
+    """One ONNX graph of a bundle.
+
+    Attributes:
+        module: "video", "text" or "projection".
+        input_form: "uint8" or "float32" (video), "tokens" (text), "mixed_5c" (projection).
+        precision: "fp32" or "fp16": the dtype inside the graph; inputs and outputs are float32 in both.
+        file: Its name in the bundle's folder.
+        sha256: Hex digest of the file.
+        bytes: Its size.
+        opset: ONNX operator set.
+        inputs: What it takes.
+        outputs: What it gives.
+        parity: Figures measured at export against the PyTorch tower.
+    """
+
+    module: str
+    input_form: str
+    precision: str
+    file: str
+    sha256: str
+    bytes: int
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parity: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.module} {self.input_form} {self.precision} ({self.file})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's form."""
+        return {
+            "module": self.module,
+            "input_form": self.input_form,
+            "precision": self.precision,
+            "file": self.file,
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "opset": self.opset,
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "parity": dict(self.parity),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyFile:
+    """The word list of a bundle: UTF-8, one word a line, id = line index + 1.
+
+    Attributes:
+        file: Its name in the bundle's folder.
+        sha256: Hex digest of the file.
+        words: Number of lines.
+        max_words: Ids in a row of the text tower's input, unless a call says otherwise.
+    """
+
+    file: str
+    sha256: str
+    words: int
+    max_words: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's form."""
+        return {"file": self.file, "sha256": self.sha256, "words": self.words, "max_words": self.max_words}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a bundle says about itself.
+
+    Attributes:
+        format_version: Version of the bundle's format, 1 here.
+        name: The model's name, such as "s3d-howto100m".
+        model_digest: Hex sha256 over weights and vocabulary, the same for every export of the same weights.
+        graphs: The ONNX graphs, no two with the same module, input form and precision.
+        vocabulary: The word list.
+        sampling: Default of embed and search: "preset" (its name), "size" (pixels), "frames".
+        made: How the bundle was made: tool, versions, date, sources. Free-form.
+    """
+
+    format_version: int
+    name: str
+    model_digest: str
+    graphs: tuple[GraphFile, ...]
+    vocabulary: VocabularyFile
+    sampling: Mapping[str, Any]
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of manifest.json."""
+        return {
+            "format": FORMAT,
+            "format_version": self.format_version,
+            "name": self.name,
+            "model_digest": self.model_digest,
+            "graphs": [graph.to_json() for graph in self.graphs],
+            "vocabulary": self.vocabulary.to_json(),
+            "sampling": dict(self.sampling),
+            "made": dict(self.made),
+        }
+
+    @classmethod
+    def from_json(cls, value: object, *, source: str = MANIFEST_FILE) -> Manifest:
+        """Read the content of manifest.json.
+
+        Args:
+            value: The decoded JSON.
+            source: The file's name, for messages.
+
+        Raises:
+            BundleVersionError: if the format is newer than this release reads.
+            BundleError: naming `source` and everything that is wrong with it.
+        """
+        _check_format(value, source)
+        problems: list[str] = []
+        root = _Fields(value, "the manifest", problems)
+        root.get("format", str)
+        manifest = cls(
+            format_version=root.get("format_version", int),
+            name=root.get("name", str, bool, "must not be empty"),
+            model_digest=root.sha256("model_digest"),
+            graphs=tuple(_graph(item, index, problems) for index, item in enumerate(root.get("graphs", list))),
+            vocabulary=_vocabulary(root.get("vocabulary", dict), problems),
+            sampling=_sampling(root.get("sampling", dict), problems),
+            made=root.get("made", dict),
+        )
+        root.close()
+        if not problems:  # these look at whole graphs, so they need every field to be sound
+            problems += _conflicts(manifest)
+        if problems:
+            listed = "\n  - ".join(problems)
+            raise BundleError(f"{source} is not a valid manifest; export the bundle again:\n  - {listed}")
+        return manifest
+
+
+def decode(data: bytes, *, source: str) -> Manifest:
+    """Read the bytes of a manifest.json.
+
+    Raises:
+        BundleError: if it is not JSON, or as `Manifest.from_json`.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_repeated_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{source} cannot be read as JSON ({error}); export or copy the bundle again") from error
+    return Manifest.from_json(value, source=source)
+
+
+def encode(manifest: Manifest, *, source: str) -> bytes:
+    """Return the bytes of a manifest.json, after reading them back, so that nothing unreadable is ever written.
+
+    Raises:
+        BundleError: if the reader would refuse it.
+    """
+    try:
+        data = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{source} cannot be written as JSON: {error}") from error
+    decode(data, source=source)
+    return data
+
+
+class _Fields:
+    """Takes typed fields out of a JSON object, noting what is missing, wrong or left over."""
+
+    _EMPTY: Mapping[type, Callable[[], Any]] = {str: str, int: int, list: list, dict: dict}
+
+    def __init__(self, value: object, where: str, problems: list[str]) -> None:
+        self.where = where
+        self.problems = problems
+        self.left: dict[str, Any] = dict(value) if isinstance(value, dict) else {}
+        self.sound = isinstance(value, dict)
+        if not self.sound:
+            problems.append(f"{where} must be an object, not {_brief(value)}")
+
+    def get(self, key: str, kind: type, test: Callable[[Any], object] | None = None, expected: str = "") -> Any:  # noqa: ANN401 - the caller names the type
+        """Return field `key`, or an empty value of the same kind after noting the problem."""
+        empty = self._EMPTY[kind]()
+        if not self.sound:
+            return empty
+        if key not in self.left:
+            self.problems.append(f"{self.where} lacks {key!r}")
+            return empty
+        value = self.left.pop(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self.problems.append(f"{self.where}: {key!r} must be of type {kind.__name__}, not {_brief(value)}")
+            return empty
+        if test is not None and not test(value):
+            self.problems.append(f"{self.where}: {key!r} {expected}, not {_brief(value)}")
+        return value
+
+    def sha256(self, key: str) -> str:
+        value: str = self.get(key, str, _SHA256.fullmatch, "must be 64 hex digits")
+        return value
+
+    def file(self) -> str:
+        value: str = self.get("file", str, _is_plain_file, "must be a plain file name inside the folder")
+        return value
+
+    def positive(self, key: str) -> int:
+        value: int = self.get(key, int, lambda number: number > 0, "must be at least 1")
+        return value
+
+    def close(self) -> None:
+        if self.left:
+            self.problems.append(f"{self.where} has unknown fields: {', '.join(map(_brief, sorted(self.left)))}")
+
+
+def _check_format(value: object, source: str) -> None:
+    """Refuse what is no bundle, and what a newer release wrote, before looking at fields it may have changed."""
+    name = value.get("format") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or name != FORMAT:
+        raise BundleError(f"{source}: format is {_brief(name)}; {FORMAT!r} expected, so this is not a milnce bundle")
+    version = value.get("format_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise BundleError(f"{source}: format_version is {_brief(version)}; a whole number of at least 1 expected")
+    if version > FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{source} is of format {version}; this release reads up to {FORMAT_VERSION}. "
+            "Upgrade milnce (pip install --upgrade milnce) or export the bundle with this release"
+        )
+
+
+def _graph(value: object, index: int, problems: list[str]) -> GraphFile:
+    fields = _Fields(value, f"graph {index}", problems)
+    graph = GraphFile(
+        module=fields.get("module", str),
+        input_form=fields.get("input_form", str),
+        precision=fields.get("precision", str, PRECISIONS.__contains__, f"must be one of {', '.join(PRECISIONS)}"),
+        file=fields.file(),
+        sha256=fields.sha256("sha256"),
+        bytes=fields.positive("bytes"),
+        opset=fields.positive("opset"),
+        inputs=_specs(fields, "inputs"),
+        outputs=_specs(fields, "outputs"),
+        parity=fields.get("parity", dict),
+    )
+    fields.close()
+    if fields.sound:
+        _check_signature(graph, f"graph {index}", problems)
+    return graph
+
+
+def _specs(fields: _Fields, key: str) -> tuple[TensorSpec, ...]:
+    return tuple(spec for item in fields.get(key, list) for spec in _spec(item, key, fields))
+
+
+def _spec(item: object, key: str, fields: _Fields) -> list[TensorSpec]:
+    try:
+        return [TensorSpec.from_json(item)]
+    except BundleError as error:
+        fields.problems.append(f"{fields.where}: {key}: {error}")
+        return []
+
+
+def _check_signature(graph: GraphFile, where: str, problems: list[str]) -> None:
+    signature = SIGNATURES.get((graph.module, graph.input_form))
+    if signature is None:
+        known = ", ".join(f"{module}/{form}" for module, form in SIGNATURES)
+        given = f"{_brief(graph.module)}/{_brief(graph.input_form)}"
+        problems.append(f"{where}: module and input_form are {given}; known are {known}")
+        return
+    for key, specs, expected in (("inputs", graph.inputs, signature[0]), ("outputs", graph.outputs, signature[1])):
+        given_tensors = tuple((spec.name, spec.dtype, len(spec.shape)) for spec in specs)
+        if sorted(given_tensors) != sorted(expected):
+            problems.append(
+                f"{where}: {key} of {graph.module}/{graph.input_form} must be {_tensors(expected)}, "
+                f"not {_tensors(given_tensors)}"
+            )
+
+
+def _tensors(tensors: Iterable[tuple[str, str, int]]) -> str:
+    return " and ".join(f"{name[:60]!r} {dtype[:60]} of rank {rank}" for name, dtype, rank in tensors) or "empty"
+
+
+def _vocabulary(value: object, problems: list[str]) -> VocabularyFile:
+    fields = _Fields(value, "vocabulary", problems)
+    vocabulary = VocabularyFile(
+        file=fields.file(),
+        sha256=fields.sha256("sha256"),
+        words=fields.positive("words"),
+        max_words=fields.positive("max_words"),
+    )
+    fields.close()
+    return vocabulary
+
+
+def _sampling(value: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    fields = _Fields(value, "sampling", problems)
+    sampling = {
+        "preset": fields.get("preset", str, bool, "must not be empty"),
+        "size": fields.positive("size"),
+        "frames": fields.positive("frames"),
+    }
+    fields.close()
+    return sampling
+
+
+def _conflicts(manifest: Manifest) -> list[str]:
+    problems = [] if manifest.graphs else ["there are no graphs"]
+    kinds = [(graph.module, graph.input_form, graph.precision) for graph in manifest.graphs]
+    files = [MANIFEST_FILE, manifest.vocabulary.file, *(graph.file for graph in manifest.graphs)]
+    problems += [f"graph {'/'.join(kind)} is listed twice" for kind in _repeated(kinds)]
+    problems += [f"file {name!r} is named twice" for name in _repeated(name.lower() for name in files)]
+    return problems
+
+
+def _repeated(items: Iterable[Any]) -> list[Any]:
+    seen: set[Any] = set()
+    twice: dict[Any, None] = {}
+    for item in items:
+        if item in seen:
+            twice[item] = None
+        seen.add(item)
+    return list(twice)
+
+
+def _is_plain_file(name: str) -> bool:
+    return _PLAIN_FILE.fullmatch(name) is not None
+
+
+def _brief(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004 - a message line's worth
+
+
+def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key in _repeated(key for key, _ in pairs):
+        raise ValueError(f"{_brief(key)} occurs twice in one object")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:  # noqa: ANN401 - never returns, but json wants a value
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,309 @@
+"""The model: clips and sentences in, embeddings out. Knows no backend by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milnce import backends
+from milnce.arguments import positive
+from milnce.bundle import Bundle
+from milnce.clips import check_clips, input_form
+from milnce.errors import BackendError, InputError
+from milnce.manifest import MODULES
+from milnce.onnx_policy import refuse_external_data
+from milnce.tokenizer import as_sentences
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from milnce.backends import Backend, BackendChoice
+    from milnce.pipeline import FileEmbeddings
+    from milnce.tokenizer import Tokenizer
+    from milnce.video import Preset
+
+    Float32Array = NDArray[np.float32]
+
+_SENTENCES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoEmbeddings:
+    """What the video tower says about N clips.
+
+    Attributes:
+        embedding: float32 (N, 512), in the space of the sentences. Not normalised.
+        mixed_5c: float32 (N, 1024), the mean of the last block, the feature that classifiers are trained on.
+    """
+
+    embedding: Float32Array
+    mixed_5c: Float32Array
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.embedding)
+
+    def __repr__(self) -> str:
+        return f"VideoEmbeddings(embedding={self.embedding.shape}, mixed_5c={self.mixed_5c.shape})"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    modules: Sequence[str] = ("video", "text"),
+) -> Model:
+    """Open a bundle and get ready to run it.
+
+    Args:
+        path: The bundle's folder.
+        backend: "auto" for the fastest exact one that is installed, or a name: "openvino", "onnxruntime".
+        device: "cpu" (also for "auto") or "cuda".
+        precision: "fp32" (also if None), "fp16" or "bf16".
+        threads: CPU threads for one run; None for every core.
+        modules: Towers opened now: "video" (in the first input form that the bundle lists), "text", "projection".
+            Others are opened on first use.
+
+    Returns:
+        The model. `model.backend` says what was chosen and why.
+
+    Raises:
+        BundleNotFoundError: if there is no bundle.
+        BundleError: if a file is missing, damaged or changed.
+        BackendUnavailableError: if what is asked for cannot be had on this machine.
+        BackendError: if the backend refuses a graph.
+        InputError: if an argument is no such name or number.
+    """
+    if threads is not None:
+        threads = positive("threads", threads)
+    names = (modules,) if isinstance(modules, str) else tuple(modules)
+    for name in names:
+        if name not in MODULES:
+            raise InputError(f"module {name!r} given; modules are {', '.join(MODULES)}")
+    bundle = Bundle.open(path)
+    choice = backends.select(backend, device, precision, bundle=bundle)
+    model = Model(bundle, choice, threads=threads)
+    try:
+        for name in names:
+            model.open(name)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+class Model:
+    """A bundle in a backend. Make one with `milnce.load`. May be used from several threads at once.
+
+    Attributes:
+        bundle: The bundle.
+        backend: What runs it, and why; `str(model.backend)` is a sentence.
+        tokenizer: The bundle's tokenizer.
+    """
+
+    def __init__(self, bundle: Bundle, backend: BackendChoice, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.tokenizer: Tokenizer = bundle.tokenizer()
+        self._threads = threads
+        self._lock = Lock()
+        self._opened: dict[tuple[str, str], Backend] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"Model({self.bundle.manifest.name!r}, {self.backend})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the graphs. The model cannot be used afterwards; a second call does nothing."""
+        with self._lock:
+            self._closed = True
+            for opened in self._opened.values():
+                opened.close()
+            self._opened.clear()
+
+    def open(self, module: str, *, input_form: str | None = None) -> Backend:
+        """Return the backend that runs `module`, opened on first use.
+
+        Args:
+            module: "video", "text" or "projection".
+            input_form: For video "uint8" or "float32"; None takes the first that the bundle lists.
+
+        Raises:
+            BundleError: if the bundle lacks that graph, or its file is damaged or changed.
+            BackendError: if the backend refuses the graph, or the model is closed.
+        """
+        graph = self.bundle.graph(module, precision=self._graph_precision(module), input_form=input_form)
+        key = (graph.module, graph.input_form)
+        with self._lock:
+            if self._closed:
+                raise BackendError("the model is closed; load it again")
+            if key not in self._opened:
+                data = self.bundle.read(graph)
+                refuse_external_data(data, str(self.bundle.path / graph.file))
+                self._opened[key] = backends.open_graph(self.backend, data, graph, threads=self._threads)
+            return self._opened[key]
+
+    def encode_video(self, clips: NDArray[Any], *, batch_size: int = 8) -> VideoEmbeddings:
+        """Embed clips.
+
+        Args:
+            clips: uint8 (N, T, H, W, 3) RGB, or float32 (N, 3, T, H, W) RGB in [0, 1]. T, H and W even; the
+                bundle's manifest has their ranges.
+            batch_size: Clips in one run of the graph. On a CPU clips run one at a time whatever it is.
+
+        Returns:
+            N embeddings in the order of the clips.
+
+        Raises:
+            InputError: if the array has another dtype, rank, order of channels, size or range; the message says
+                which and how to cure it.
+            BundleError: if the bundle has no graph for this input form.
+        """
+        step = positive("batch_size", batch_size)
+        backend = self.open("video", input_form=input_form(clips))
+        check_clips(clips, backend.inputs[0])
+        results = _run_in_batches(backend, clips, step)
+        return VideoEmbeddings(results["video_embedding"], results["mixed_5c"])
+
+    def encode_text(
+        self, sentences: str | Sequence[str], *, max_words: int | None = None, batch_size: int = _SENTENCES_AT_ONCE
+    ) -> Float32Array:
+        """Embed sentences.
+
+        Args:
+            sentences: One sentence, or N of them. Words that the vocabulary lacks are dropped;
+                `model.tokenizer.unknown(sentence)` lists them.
+            max_words: Words of a sentence that count; the bundle's value (16 in the official model) if None.
+            batch_size: Sentences in one run of the graph.
+
+        Returns:
+            float32 (N, 512) in the order of the sentences; N = 1 for one string. Not normalised.
+
+        Raises:
+            InputError: if there is no sentence, or one is not text.
+
+        Warns:
+            UnknownWordsWarning: for a sentence with no known word.
+        """
+        step = positive("batch_size", batch_size)
+        tokens = self.tokenizer(as_sentences(sentences), max_words=max_words)
+        return _run_in_batches(self.open("text"), tokens, step)["text_embedding"]
+
+    def project(self, mixed_5c: NDArray[Any], *, batch_size: int = 4096) -> Float32Array:
+        """Turn stored `mixed_5c` features into embeddings, by the tower's last layer alone.
+
+        Args:
+            mixed_5c: float32 (N, 1024), as `encode_video` gave them.
+            batch_size: Rows in one run of the graph.
+
+        Returns:
+            float32 (N, 512), what `encode_video` gives as `embedding`.
+
+        Raises:
+            InputError: if the array has another dtype or shape, or holds NaN or infinity.
+            BundleError: if the bundle has no projection graph.
+        """
+        step = positive("batch_size", batch_size)
+        backend = self.open("projection")
+        if not isinstance(mixed_5c, np.ndarray):
+            raise InputError(f"mixed_5c: {type(mixed_5c).__name__} given; numpy float32 (N, 1024) expected")
+        if mixed_5c.ndim > 0 and len(mixed_5c) == 0:
+            raise InputError(f"mixed_5c: no rows given, shape {mixed_5c.shape}; at least one is needed")
+        backend.inputs[0].check(mixed_5c)
+        if not np.isfinite(mixed_5c).all():
+            raise InputError("mixed_5c: holds NaN or infinity; give the features as encode_video made them")
+        return _run_in_batches(backend, mixed_5c, step)["video_embedding"]
+
+    def embed_files(
+        self,
+        paths: Iterable[str | Path],
+        *,
+        preset: str | Preset | None = None,
+        batch_size: int = 8,
+        start_s: float | None = None,
+        end_s: float | None = None,
+    ) -> Iterator[FileEmbeddings]:
+        """Embed the windows of video files, streaming. See `milnce.pipeline.embed_files`.
+
+        Args:
+            paths: Video files.
+            preset: How frames are taken: a name or a `Preset`; None for the bundle's default.
+            batch_size: Clips in one run of the graph, and so the clips that are held in memory.
+            start_s: Where to start, in seconds from the beginning of each file.
+            end_s: Where to stop.
+
+        Returns:
+            An iterator over results in the order of the paths. A file that fails gives a result with its error.
+        """
+        from milnce.pipeline import embed_files  # noqa: PLC0415 - the pipeline needs the video extra
+
+        return embed_files(self, paths, preset=preset, batch_size=batch_size, start_s=start_s, end_s=end_s)
+
+    def _graph_precision(self, module: str) -> str:
+        # The projection exists in FP32 alone: it is one small layer, and features on disk are float32.
+        return "fp16" if self.backend.precision == "fp16" and module != "projection" else "fp32"
+
+
+def similarity(text: NDArray[Any], video: NDArray[Any]) -> Float32Array:
+    """Score sentences against clips: the plain dot product that MIL-NCE was trained with, without normalising.
+
+    Args:
+        text: float (Q, D) from `Model.encode_text`.
+        video: float (N, D), the `embedding` of `Model.encode_video`.
+
+    Returns:
+        float32 (Q, N); larger is closer. Scores have no fixed range, and compare within one sentence.
+
+    Raises:
+        InputError: if either is not a matrix of numbers or their widths differ.
+    """
+    pair: tuple[tuple[str, object], ...] = (("text", text), ("video", video))
+    for name, array in pair:
+        if not isinstance(array, np.ndarray):
+            cure = "; pass its .embedding" if isinstance(array, VideoEmbeddings) else ""
+            raise InputError(f"{name}: a numpy.ndarray expected, {type(array).__name__} given{cure}")
+        if array.ndim != 2 or array.dtype.kind != "f":  # noqa: PLR2004 - a matrix
+            cure = f"; for one embedding pass {name}[None]" if array.ndim == 1 else ""
+            raise InputError(
+                f"{name}: {array.dtype.name} of shape {array.shape} given; floats (rows, D) expected{cure}"
+            )
+    if text.shape[1] != video.shape[1]:
+        cure = "pass the embedding of encode_video, not its mixed_5c"
+        raise InputError(f"text is {text.shape[1]} wide, video {video.shape[1]}; both must be the same: {cure}")
+    return np.asarray(text.astype(np.float32, copy=False) @ video.astype(np.float32, copy=False).T)
+
+
+def _run_in_batches(backend: Backend, array: NDArray[Any], step: int) -> Mapping[str, Float32Array]:
+    """Run `array` in batches of at most `step` along its first axis, and join the results in order."""
+    spec = backend.inputs[0]
+    if spec.shape[0].maximum is not None:
+        step = min(step, spec.shape[0].maximum)
+    parts = [backend.run({spec.name: array[start : start + step]}) for start in range(0, len(array), step)]
+    joined = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in backend.outputs}
+    for name, values in joined.items():
+        if not np.isfinite(values).all():
+            raise BackendError(
+                f"{backend.graph} on {backend.name} gave NaN or infinity in {name}; "
+                "the precision may be too low for this input: try precision='fp32'"
+            )
+    return joined

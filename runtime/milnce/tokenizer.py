@@ -1,0 +1,122 @@
+"""Sentences to word ids, by the rules of the reference implementation of MIL-NCE."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milnce.arguments import positive
+from milnce.errors import InputError, UnknownWordsWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+# A word is a run of Unicode letters, digits, underscores and apostrophes, as in the reference's `re.findall`.
+_WORD = re.compile(r"[\w']+")
+
+
+class Tokenizer:
+    r"""Turns sentences into rows of word ids for the text tower.
+
+    A sentence is put in lower case and split into words by the pattern ``[\w']+``. Words that are not in the
+    vocabulary are dropped first; what is left is then cut, or padded with zeros at the end, to `max_words`. This is
+    the order of the reference (antoine77340/S3D_HowTo100M, `s3dg.py`), so an unknown word takes no place.
+
+    Args:
+        words: The vocabulary in order. The id of a word is its index + 1; id 0 is padding. Where a word occurs
+            twice the later index wins, as in the reference's dictionary.
+        max_words: Ids in a row unless the call says otherwise. 16 in the official model.
+
+    Raises:
+        InputError: if `words` is empty or `max_words` is not a positive integer.
+    """
+
+    def __init__(self, words: Sequence[str], max_words: int = 16) -> None:
+        if isinstance(words, str) or len(words) == 0:
+            raise InputError("a tokenizer needs a list with at least one word")
+        self.max_words = positive("max_words", max_words)
+        self._ids = {word: index for index, word in enumerate(words, start=1)}
+        self._warned: set[str] = set()
+
+    def __len__(self) -> int:
+        """Return the number of different words."""
+        return len(self._ids)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._ids
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({len(self)} words, max_words={self.max_words})"
+
+    def __call__(self, sentences: Sequence[str] | str, *, max_words: int | None = None) -> NDArray[np.int64]:
+        """Encode sentences.
+
+        Args:
+            sentences: One sentence, or a sequence of N sentences. One string counts as N = 1.
+            max_words: Ids in a row; the tokenizer's own `max_words` if None.
+
+        Returns:
+            int64 (N, max_words), each row a sentence's word ids, padded with 0 at the end.
+
+        Raises:
+            InputError: if there is no sentence, or one is not text.
+
+        Warns:
+            UnknownWordsWarning: for a sentence with no known word (all its ids are 0), once for each such sentence.
+        """
+        width = self.max_words if max_words is None else positive("max_words", max_words)
+        rows = as_sentences(sentences)
+        ids = np.zeros((len(rows), width), dtype=np.int64)
+        for row, sentence in zip(ids, rows, strict=True):
+            known = [self._ids[word] for word in _split(sentence) if word in self._ids]
+            if not known:
+                self._warn_unknown(sentence)
+            row[: len(known)] = known[:width]
+        return ids
+
+    def unknown(self, sentence: str) -> list[str]:
+        """Return the words of `sentence` that are not in the vocabulary and so are dropped, in order."""
+        return [word for word in _split(sentence) if word not in self._ids]
+
+    def _warn_unknown(self, sentence: str) -> None:
+        if sentence in self._warned:
+            return
+        self._warned.add(sentence)
+        words = ", ".join(map(repr, _split(sentence))) or "it has no words at all"
+        warnings.warn(
+            f"no word of {sentence!r} is in the vocabulary of {len(self)} words ({words}); "
+            "it is encoded as padding only, so its scores mean nothing",
+            UnknownWordsWarning,
+            stacklevel=3,
+        )
+
+
+def as_sentences(sentences: Sequence[str] | str) -> list[str]:
+    """Return `sentences` as a list with at least one string; one string becomes a list of one.
+
+    Raises:
+        InputError: if there is none, or one is not text (None and NaN of a table would become the words
+            "none" and "nan", so nothing is turned into text here).
+    """
+    rows: list[Any] = [sentences] if isinstance(sentences, str) else list(_iterable(sentences))
+    if not rows:
+        raise InputError("no sentences given; at least one is needed")
+    for index, row in enumerate(rows):
+        if not isinstance(row, str):
+            raise InputError(f"sentence {index} is {row!r} of type {type(row).__name__}; text (str) expected")
+    return rows
+
+
+def _iterable(sentences: Any) -> Any:  # noqa: ANN401 - anything a caller may pass; what is no sequence is refused
+    if isinstance(sentences, bytes | bytearray) or not hasattr(sentences, "__iter__"):
+        raise InputError(f"sentences given as {type(sentences).__name__}; a str or a sequence of str expected")
+    return sentences
+
+
+def _split(sentence: str) -> list[str]:
+    return _WORD.findall(sentence.lower())
