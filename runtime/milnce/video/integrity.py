@@ -1,0 +1,105 @@
+"""Whether a file ends before its own container says it does.
+
+FFmpeg decodes what is there and may end in silence, so a half-downloaded video would look like a shorter one. The
+outermost structure of each container gives the length: no decoding, a few reads whatever the size.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import BinaryIO
+
+_EBML = b"\x1a\x45\xdf\xa3"
+_SEGMENT = b"\x18\x53\x80\x67"
+_MAX_BOXES = 1_000_000  # a fragmented MP4 has two a fragment
+
+
+def truncation(file: BinaryIO) -> str | None:
+    """Say how `file` is cut short, or return None if it is whole, or does not tell, or is of another format.
+
+    Reads from the start and leaves the position anywhere.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
+        return _boxes(file, size)
+    if head[:4] == b"RIFF":
+        return _riff(file, size)
+    if head[:4] == _EBML:
+        return _matroska(file, size)
+    if head[:4] == b"GIF8":
+        return _gif(file, size)
+    return None
+
+
+def _boxes(file: BinaryIO, size: int) -> str | None:
+    """Walk the boxes of an ISO base media file (MP4, MOV)."""
+    position = 0
+    for _ in range(_MAX_BOXES):
+        file.seek(position)
+        header = file.read(16)
+        if len(header) < 8 or not header[4:8].isalnum():
+            return None  # the end, or bytes after the last box that belong to nobody
+        length, kind = struct.unpack(">I4s", header[:8])
+        if length == 1 and len(header) == 16:
+            length = struct.unpack(">Q", header[8:])[0]
+        if length < 8:
+            return None  # 0: the box lasts until the end of the file, however long that is
+        if position + length > size:
+            return f"its {kind.decode('ascii')!r} part should end at byte {position + length} and the file at {size}"
+        position += length
+    return None
+
+
+def _riff(file: BinaryIO, size: int) -> str | None:
+    """Walk the RIFF chunks of an AVI file (one, or several in OpenDML)."""
+    position = 0
+    for _ in range(_MAX_BOXES):
+        file.seek(position)
+        header = file.read(8)
+        if len(header) < 8 or header[:4] != b"RIFF":
+            return None
+        length = struct.unpack("<I", header[4:])[0]
+        if length in {0, 0xFFFFFFFF}:
+            return None  # never finished by its writer, or not told
+        if position + 8 + length > size:
+            return f"its RIFF part should end at byte {position + 8 + length} and the file at {size}"
+        position += 8 + length + length % 2
+    return None
+
+
+def _matroska(file: BinaryIO, size: int) -> str | None:
+    """Compare the Segment's size with the file's (MKV, WebM)."""
+    file.seek(4)
+    head = _ebml_size(file)
+    if head is None:
+        return None
+    file.seek(head, os.SEEK_CUR)
+    if file.read(4) != _SEGMENT:
+        return None
+    length = _ebml_size(file)
+    if length is None:
+        return None  # a live recording does not know its own
+    end = file.tell() + length
+    return f"its segment should end at byte {end} and the file at {size}" if end > size else None
+
+
+def _ebml_size(file: BinaryIO) -> int | None:
+    """Read EBML's variable-length size; None for the reserved value "unknown", or none."""
+    first = file.read(1)
+    if not first or first == b"\x00":
+        return None
+    width = 9 - first[0].bit_length()
+    rest = file.read(width - 1)
+    bits = 7 * width
+    value = int.from_bytes(first + rest, "big") & ((1 << bits) - 1)
+    return None if len(rest) < width - 1 or value == (1 << bits) - 1 else value
+
+
+def _gif(file: BinaryIO, size: int) -> str | None:
+    """Look for the trailer, ';', that ends every GIF (some writers add a few zeros)."""
+    file.seek(max(0, size - 64))
+    end = file.read(64).rstrip(b"\x00")
+    return None if end.endswith(b";") else "its end mark is missing"

@@ -1,0 +1,228 @@
+"""Laying windows over a video and sampling their clips, in one forward pass.
+
+Sampling is that of ffmpeg's `fps` filter with its default rounding: slot k of a window shows the last frame whose time
+since the window's start, in slots, rounds to k or less. A slot before the video's first frame shows the first frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from milnce.errors import InputError
+from milnce.video.container import as_video_errors, open_video
+from milnce.video.decode import FrameReader, TimedFrame, require_intact
+from milnce.video.picture import square_maker
+from milnce.video.presets import Preset, get_preset
+from milnce.video.probe import Length, measure_length
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
+
+    from av.video.frame import VideoFrame
+    from numpy.typing import NDArray
+
+    from milnce.video.container import OpenVideo
+
+    Picture = NDArray[np.uint8]
+
+# The reference leaves this much room at the end, against frames that a container promises and does not have.
+LINSPACE_MARGIN_S = 0.4
+MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One window of a video.
+
+    Attributes:
+        index: 0 for the first window of the file.
+        start_s: Where it starts, in seconds from the video's start.
+        end_s: Where it ends. Beyond the video's end when the clip was padded.
+        clip: uint8 (frames, size, size, 3) RGB, C-contiguous.
+    """
+
+    index: int
+    start_s: float
+    end_s: float
+    clip: NDArray[np.uint8]
+
+
+class _Range(NamedTuple):
+    start_s: Fraction
+    end_s: Fraction
+
+
+def iter_windows(
+    path: str | os.PathLike[str],
+    preset: Preset | str,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> Iterator[Window]:
+    """Decode a video's windows one by one, in order.
+
+    Memory does not depend on the video's length: the pictures of the windows that are under way are held, and no more.
+    Stretches between windows are skipped by seeking. Frames that several windows show are converted once.
+
+    `start_s` and `end_s` limit where windows may lie. In a range shorter than one window, windows start inside it and
+    run on past its end, as in the reference's loaders; black frames stand only for what is after the video's end.
+
+    Args:
+        path: The video file.
+        preset: A `Preset`, or the name of one.
+        start_s: Start of the range in seconds; None is the video's start.
+        end_s: End of the range in seconds, up to the container's end; None is the video stream's end.
+
+    Yields:
+        `Window`s.
+
+    Raises:
+        InputError: if there is no such preset, or the range is not inside the video.
+        VideoError: if the file cannot be decoded as far as needed, or is refused.
+        MissingDependencyError: if PyAV is not installed.
+    """
+    chosen = get_preset(preset)
+    for name, value in (("start_s", start_s), ("end_s", end_s)):
+        if value is not None and (not math.isfinite(value) or value < 0):
+            raise InputError(f"{name} must be a finite number of seconds, at least 0; got {value!r}")
+    return _windows(path, chosen, start_s, end_s)
+
+
+def _windows(
+    path: str | os.PathLike[str], preset: Preset, start_s: float | None, end_s: float | None
+) -> Iterator[Window]:
+    length = measure_length(path)
+    limits = _range(path, length, start_s, end_s)
+    with open_video(path) as video:
+        if preset.fps is None:
+            yield _first_frames(video, preset, limits, length)
+        else:
+            yield from _sampled(video, preset, window_starts(preset, *limits), length)
+
+
+def _range(path: str | os.PathLike[str], length: Length, start_s: float | None, end_s: float | None) -> _Range:
+    limits = _Range(
+        Fraction(0) if start_s is None else _microseconds(start_s),
+        length.video_s if end_s is None else _microseconds(end_s),
+    )
+    duration = f"the video lasts {float(length.video_s):.3f} s"
+    if limits.start_s >= length.video_s:
+        raise InputError(f"{path}: start_s={start_s} is not inside the video; {duration}")
+    # Durations printed with a few decimals may be rounded up.
+    if limits.end_s > length.container_s + Fraction(1, 100):
+        raise InputError(f"{path}: end_s={end_s} is beyond the end; {duration}")
+    if limits.end_s <= limits.start_s:
+        raise InputError(f"{path}: end_s={end_s} must be after start_s={start_s}; {duration}")
+    return limits
+
+
+def window_starts(preset: Preset, start_s: Fraction, end_s: Fraction) -> list[Fraction]:
+    """Return when the windows of a preset with `fps` start, in seconds, ascending.
+
+    With `windows`: the reference's linspace(start, max(start, end - frames / fps - 0.4), windows), each start cut to
+    microseconds as ffmpeg's `-ss` does. With `stride_frames`: every stride, as long as a window fits; if a rest of the
+    range is left over, one more window that ends with it (to the nearest slot); at least one window.
+    """
+    if preset.fps is None:
+        raise InputError(f"preset {preset.name!r} takes frames as they come: it has one window, at the start")
+    fps = Fraction(str(preset.fps))
+    if preset.stride_frames is None:
+        latest_s = max(start_s, end_s - preset.frames / fps - Fraction(str(LINSPACE_MARGIN_S)))
+        return [_microseconds(time) for time in np.linspace(float(start_s), float(latest_s), preset.windows or 1)]
+    slots = round_half_away((end_s - start_s) * fps)
+    last = max(0, slots - preset.frames)
+    firsts = [*range(0, last + 1, preset.stride_frames)]
+    if firsts[-1] < last:
+        firsts.append(last)
+    return [start_s + first / fps for first in firsts]
+
+
+def _microseconds(time_s: float) -> Fraction:
+    return Fraction(math.floor(Fraction(repr(float(time_s))) * MICROSECONDS), MICROSECONDS)
+
+
+def round_half_away(value: Fraction) -> int:
+    """Round to the nearest integer, halves away from zero: FFmpeg's AV_ROUND_NEAR_INF."""
+    nearest = math.floor(abs(value) + Fraction(1, 2))
+    return nearest if value >= 0 else -nearest
+
+
+@dataclass
+class _OpenWindow:
+    """A window under way: the pictures of its first slots, shared with other windows."""
+
+    index: int
+    start_s: Fraction
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def _sampled(video: OpenVideo, preset: Preset, starts_s: list[Fraction], length: Length) -> Iterator[Window]:
+    fps = Fraction(str(preset.fps))
+    make = square_maker(preset.size, preset.interpolation)
+    reader = FrameReader(video)
+    waiting = deque(_OpenWindow(index, start_s) for index, start_s in enumerate(starts_s))
+    under_way: deque[_OpenWindow] = deque()
+    shown: TimedFrame | None = None
+    while waiting or under_way:
+        if not under_way and reader.skip_to(waiting[0].start_s):
+            shown = None
+        following = reader.read()
+        if following is None:
+            reader.require_whole(length.video_s)
+        if shown is not None:
+            # Only now is it known until when `shown` is shown, and so whether any window needs it.
+            picture: Picture | None = None
+            until_s = max(shown.end_s, length.video_s) if following is None else following.time_s
+            while waiting and (following is None or round_half_away((until_s - waiting[0].start_s) * fps) > 0):
+                under_way.append(waiting.popleft())
+            for window in under_way:
+                slots = min(preset.frames, round_half_away((until_s - window.start_s) * fps))
+                missing = max(slots, 1) - len(window.pictures)
+                if missing > 0:
+                    if picture is None:
+                        picture = _picture(video, make, shown)
+                    window.pictures += [picture] * missing
+            while under_way and (following is None or len(under_way[0].pictures) == preset.frames):
+                done = under_way.popleft()
+                end_s = done.start_s + preset.frames / fps
+                yield Window(done.index, float(done.start_s), float(end_s), _clip(done.pictures, preset))
+        shown = following
+
+
+def _first_frames(video: OpenVideo, preset: Preset, limits: _Range, length: Length) -> Window:
+    make = square_maker(preset.size, preset.interpolation)
+    reader = FrameReader(video)
+    reader.skip_to(limits.start_s)
+    pictures: list[Picture] = []
+    shown = reader.read()
+    end_s = limits.start_s
+    while shown is not None and len(pictures) < preset.frames and (not pictures or shown.time_s < limits.end_s):
+        following = reader.read()
+        if following is None or following.time_s > limits.start_s:
+            pictures.append(_picture(video, make, shown))
+            end_s = shown.end_s
+        shown = following
+    if shown is None:
+        reader.require_whole(length.video_s)
+    return Window(0, float(limits.start_s), float(end_s), _clip(pictures, preset))
+
+
+def _picture(video: OpenVideo, make: Callable[[VideoFrame], Picture], shown: TimedFrame) -> Picture:
+    with as_video_errors(video.path, f"converting the picture at {float(shown.time_s):.3f} s"):
+        return make(require_intact(video, shown))
+
+
+def _clip(pictures: list[Picture], preset: Preset) -> Picture:
+    """Stack pictures to (frames, size, size, 3), padded as the preset says."""
+    clip = np.zeros((preset.frames, preset.size, preset.size, 3), dtype=np.uint8)
+    times = math.ceil(preset.frames / len(pictures)) if preset.padding == "repeat" else 1
+    for slot in range(min(preset.frames, times * len(pictures))):
+        clip[slot] = pictures[slot // times]
+    return clip
