@@ -20,6 +20,7 @@ import numpy as np
 
 from milnce.errors import InputError, OutputError
 from milnce.feature_files import NpzSink, ParquetSink, Sink, import_pyarrow, read_npz, read_parquet
+from milnce.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +119,6 @@ class FeatureWriter:
         self.rows = 0
         self._sink: Sink | None = None
         self._metadata = metadata
-        self._kind = _sink_type(destination)
         check_destination(destination, overwrite=overwrite)
         try:
             folder = tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent)
@@ -165,7 +165,8 @@ class FeatureWriter:
         try:
             if self._sink is None:
                 widths = (embedding.shape[1], mixed_5c.shape[1])
-                self._sink = self._kind(self._folder, widths, self._metadata.to_json())
+                kind = NpzSink if self.destination.suffix.lower() == ".npz" else ParquetSink
+                self._sink = kind(self._folder, widths, self._metadata.to_json())
             self._sink.append(columns)
         except OSError as error:
             raise OutputError(f"{self.destination}: cannot write ({error}); is the disk full?") from error
@@ -189,19 +190,20 @@ class FeatureWriter:
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Refuse a destination in a missing folder, or that exists and may not be replaced.
+    """Refuse, before any work, what could not be written at its end.
 
     Raises:
-        OutputError: saying which, and what to do.
+        OutputError: if the suffix is unknown, the folder is missing or not writable, or the destination exists and may
+            not be replaced.
+        MissingDependencyError: if Parquet is asked for and pyarrow is not installed.
     """
-    if not destination.parent.is_dir():
-        raise OutputError(f"{destination.parent}: no such folder; make it first")
-    if destination.is_dir():
-        raise OutputError(f"{destination}: is a folder; name a file in it")
-    if destination.exists() and not overwrite:
+    if destination.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"{destination}: {_suffix_message(destination)}")
+    if destination.suffix.lower() == ".parquet":
+        import_pyarrow()
+    if destination.exists() and not destination.is_dir() and not overwrite:
         raise OutputError(f"{destination}: exists already; pass --overwrite (overwrite=True) or choose another name")
-    if not os.access(destination.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{destination.parent}: cannot write here (permission denied); choose another")
+    check_writable(destination)
 
 
 def read_features(path: Path) -> Features:
@@ -233,16 +235,6 @@ def read_features(path: Path) -> Features:
     except InputError as error:
         raise InputError(f"{path}: {error}; embed the videos again") from error
     return Features(**{**columns, "path": tuple(columns["path"])}, metadata=metadata)
-
-
-def _sink_type(destination: Path) -> type[Sink]:
-    suffix = destination.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise OutputError(f"{destination}: {_suffix_message(destination)}")
-    if suffix == ".npz":
-        return NpzSink
-    import_pyarrow()
-    return ParquetSink
 
 
 def _suffix_message(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from milnce.errors import BundleError, InputError, MilnceError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -120,7 +120,7 @@ def embed_files(
 
     Args:
         model: A model with its video graph.
-        paths: Video files.
+        paths: Video files, and folders to search for them.
         preset: A preset, its name, or None for the bundle's own.
         batch_size: Clips a batch, at least 1.
         start_s: Where to start in each file, in seconds; None is its beginning.
@@ -131,16 +131,17 @@ def embed_files(
         One result a file, in the order given. A file that cannot be decoded yields its error and the others go on.
 
     Raises:
-        InputError: before any work, if the preset is unknown, the batch size is below 1, or the times are not a range.
+        InputError: before any work, if there is no path or a folder without videos only, the preset is unknown, the
+            batch size is below 1, or the times are not a range.
         MissingDependencyError: if PyAV is not installed.
         BackendError: if the model cannot run a batch; nothing more is yielded then.
     """
+    from milnce.video.files import find_videos  # noqa: PLC0415  # video is optional at import
+
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 expected")
     _check_range(start_s, end_s)
-    files = [Path(path) for path in paths]
-    if not files:
-        raise InputError("no paths given; name at least one video file")
+    files = find_videos(paths)
     sampling = resolve_preset(model, preset)
     return _stream(_Embedder(model, sampling, batch_size), files, (start_s, end_s), on_window)
 

@@ -1,8 +1,8 @@
-"""Ranking the windows of videos by a sentence: exact, deterministic, in bounded memory."""
+"""Finding moments by a sentence: ranking the windows of videos, exact, deterministic, in bounded memory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from milnce.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 # 8 MiB of 512-wide float32 rows at a time, so a memory-mapped array far larger than memory can be ranked.
@@ -29,6 +31,89 @@ class Ranking:
     index: NDArray[np.int64]
     score: NDArray[np.float32]
     lowest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One window that was found.
+
+    Attributes:
+        rank: Its place, from 1.
+        score: Dot product of sentence and window.
+        path: The video.
+        start_s: Where the window starts, in seconds.
+        end_s: Where it ends, in seconds.
+    """
+
+    rank: int
+    score: float
+    path: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(slots=True)
+class WindowPool:
+    """The windows of many videos, to be searched together."""
+
+    _paths: list[str] = field(default_factory=list)
+    _files: list[NDArray[np.int64]] = field(default_factory=list)
+    _spans_s: list[NDArray[np.float64]] = field(default_factory=list)
+    _embedding: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._embedding))
+
+    def add(
+        self,
+        paths: Sequence[str],
+        start_s: Sequence[float] | NDArray[np.float64],
+        end_s: Sequence[float] | NDArray[np.float64],
+        embedding: NDArray[np.float32],
+    ) -> None:
+        """Add windows: their video's path, their times in seconds, float32 (windows, 512); one entry a window each.
+
+        Raises:
+            InputError: if the lengths differ, or the width is not that of the windows added before.
+        """
+        lengths = {len(paths), len(start_s), len(end_s), len(embedding)}
+        if len(lengths) > 1:
+            raise InputError(f"paths, start_s, end_s and embedding have {sorted(lengths)} entries; as many of each")
+        if self._embedding and self._embedding[0].shape[1:] != embedding.shape[1:]:
+            raise InputError(f"embedding is {embedding.shape[1:]} wide, those before {self._embedding[0].shape[1:]}")
+        number = {path: index for index, path in enumerate(self._paths)}
+        for path in paths:
+            if path not in number:
+                number[path] = len(self._paths)
+                self._paths.append(path)
+        self._files.append(np.array([number[path] for path in paths], np.int64))
+        self._spans_s.append(np.stack([start_s, end_s], axis=1, dtype=np.float64))
+        self._embedding.append(embedding)
+
+    def search(self, text: NDArray[np.float32], top: int, *, per_file: bool = False) -> tuple[list[Moment], float]:
+        """Rank all windows by one sentence.
+
+        Args:
+            text: float32 (512,), the sentence's embedding.
+            top: How many moments to return.
+            per_file: Whether each video is represented by its best window only.
+
+        Returns:
+            The best moments, best first, and the lowest score of all windows.
+
+        Raises:
+            InputError: as `rank` does.
+        """
+        width = text.shape[0] if text.ndim == 1 else 0
+        embedding = _joined(self._embedding, np.empty((0, width), np.float32))
+        files = _joined(self._files, np.empty(0, np.int64))
+        spans_s = _joined(self._spans_s, np.empty((0, 2), np.float64))
+        ranking = rank(text, embedding, top, groups=files if per_file else None)
+        moments = [
+            Moment(place, float(score), self._paths[files[row]], float(spans_s[row, 0]), float(spans_s[row, 1]))
+            for place, (row, score) in enumerate(zip(ranking.index, ranking.score, strict=True), 1)
+        ]
+        return moments, ranking.lowest
 
 
 def rank(
@@ -108,3 +193,8 @@ def _check_finite(scores: NDArray[np.float32], rows: NDArray[np.float32], start:
     bad = int(np.flatnonzero(~np.isfinite(scores))[0])
     what = "holds NaN or infinity" if not np.isfinite(rows[bad]).all() else "gives an infinite score"
     raise InputError(f"embedding row {start + bad} {what}; embed that video again")
+
+
+def _joined(parts: list[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
+    # One part stays as it is: it may be large, and a copy would double it.
+    return np.concatenate(parts) if len(parts) > 1 else (parts or [empty])[0]

@@ -1,0 +1,207 @@
+"""`milnce doctor`: what this machine can run, and what is missing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from milnce.cli.common import EXIT_FAILED, JsonOption, describe_backend, print_json, print_table, reported
+
+if TYPE_CHECKING:
+    from milnce.backends import Availability
+
+BundleToTryOption = Annotated[
+    Path | None, typer.Option("--bundle", "-b", help="Also open this bundle, and run one small clip and a sentence.")
+]
+
+# Instruction sets that change how fast the towers run on a CPU; bf16 needs one of the last two.
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
+
+# First releases of each FFmpeg line with the fix of CVE-2026-8461.
+_FFMPEG_FIXED = {(8, 0): (8, 0, 3), (8, 1): (8, 1, 2)}
+_FFMPEG_FIXED_LINE = (9, 0)
+
+
+@reported
+def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False) -> None:
+    """Say what this machine can run, and for what it cannot, how to install it.
+
+    Exits with 0 if at least one backend works and, with --bundle, the bundle runs.
+    """
+    from milnce.backends import available  # noqa: PLC0415  # commands import what they need when they run
+
+    backends = available()
+    report: dict[str, Any] = {
+        "milnce": _version("milnce"),
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "gpu": gpu_driver(),
+        "backends": [_backend(item) for item in backends],
+        "packages": [video_package(), *map(_package, _PACKAGES)],
+        "bundle": None if bundle is None else try_bundle(bundle),
+    }
+    if json_output:
+        print_json(report)
+    else:
+        _print(report)
+    if all(item.problem is not None for item in backends):
+        raise typer.Exit(EXIT_FAILED)
+
+
+# What else milnce can use: module, distribution, what for, how to get it.
+_PACKAGES = (
+    ("pillow", "contact sheets", 'pip install "milnce[video]"'),
+    ("pyarrow", "Parquet features", 'pip install "milnce[parquet]"'),
+    ("torch", "export only", 'pip install "milnce[convert]"'),
+    ("onnx", "export only", 'pip install "milnce[convert]"'),
+)
+
+
+def cpu() -> dict[str, Any]:
+    """Return the CPU's name, the cores this process may use, and the instruction sets that matter."""
+    fields: dict[str, str] = {}
+    source = Path("/proc/cpuinfo")
+    if source.is_file():
+        for line in source.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "name": fields.get("model name") or platform.processor() or platform.machine(),
+        "cores": usable,
+        "flags": [flag for flag in _CPU_FLAGS if flag in flags],
+    }
+
+
+def gpu_driver() -> dict[str, Any]:
+    """Return whether NVIDIA's driver is there, and the newest CUDA it runs. No GPU is touched."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        number = ctypes.c_int()
+        status = driver.cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return {"driver": False, "cuda": None}
+    cuda = f"{number.value // 1000}.{number.value % 1000 // 10}" if status == 0 else None
+    return {"driver": True, "cuda": cuda}
+
+
+def video_package() -> dict[str, Any]:
+    """Return PyAV's and its FFmpeg's version, and what they mean for files from strangers."""
+    found = _version("av")
+    entry: dict[str, Any] = {"name": "av", "version": found, "for": "reading videos", "problem": None, "note": None}
+    if found is None:
+        entry["problem"] = 'not installed; run: pip install "milnce[video]"'
+        return entry
+    try:
+        import av  # noqa: PLC0415  # optional
+    except ImportError as error:
+        entry["problem"] = f'does not load ({error}); run: pip install --force-reinstall "milnce[video]"'
+        return entry
+    ffmpeg = str(av.ffmpeg_version_info)
+    entry["ffmpeg"] = ffmpeg
+    entry["note"] = ffmpeg_note(ffmpeg)
+    return entry
+
+
+def ffmpeg_note(ffmpeg: str) -> str | None:
+    """Say what an FFmpeg without the fix of CVE-2026-8461 means; None when it has the fix.
+
+    The hole is in the MagicYUV decoder; fixed in 8.0.3, 8.1.2 and 9.0 (JFrog's advisory "PixelSmash").
+    """
+    digits = ffmpeg.lstrip("n").split("-")[0].split(".")
+    if not all(part.isdigit() for part in digits) or len(digits) < 2:  # noqa: PLR2004  # major.minor
+        return f"FFmpeg {ffmpeg}: whether CVE-2026-8461 is fixed cannot be told from its version"
+    numbers = tuple(map(int, (*digits, "0")[:3]))
+    if numbers[:2] >= _FFMPEG_FIXED_LINE or numbers >= _FFMPEG_FIXED.get(numbers[:2], (10**6,)):
+        return None
+    note = (
+        f"FFmpeg {ffmpeg} is older than the fix of CVE-2026-8461 (8.0.3, 8.1.2, 9.0), a hole in the MagicYUV decoder. "
+        "milnce's list of allowed codecs leaves that decoder out, so milnce does not reach it; other programs may"
+    )
+    newer = sys.version_info >= (3, 11)
+    return f"{note}. Cure: {'pip install --upgrade av' if newer else 'Python 3.11 or newer, and PyAV 18 or newer'}"
+
+
+def try_bundle(bundle: Path) -> dict[str, Any]:
+    """Open a bundle and run its smallest clip and a sentence.
+
+    Raises:
+        MilnceError: whatever is wrong with the bundle or the backend.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    import milnce  # noqa: PLC0415
+
+    with milnce.load(bundle) as model:
+        graph = model.bundle.graph("video", precision="fp32", input_form="uint8")
+        shape = [1 if axis.name == "batch" else axis.minimum for axis in graph.inputs[0].shape]
+        clip = np.zeros(shape, np.uint8)
+        video = model.encode_video(clip)
+        text = model.encode_text("open the door")
+        finite = bool(np.isfinite(video.embedding).all() and np.isfinite(text).all())
+        return {"path": str(bundle), "clip": shape, "finite": finite, **describe_backend(model.backend)}
+
+
+def _backend(item: Availability) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "version": item.version,
+        "devices": list(item.devices),
+        "precisions": list(item.precisions),
+        "problem": item.problem,
+    }
+
+
+def _package(entry: tuple[str, str, str]) -> dict[str, Any]:
+    name, purpose, cure = entry
+    found = _version(name)
+    problem = None if found else f"not installed; run: {cure}"
+    return {"name": name, "version": found, "for": purpose, "problem": problem, "note": None}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _print(report: dict[str, Any]) -> None:
+    processor, gpu = report["cpu"], report["gpu"]
+    typer.echo(f"milnce {report['milnce']}, Python {report['python']['version']}, {report['platform']}")
+    typer.echo(f"CPU: {processor['name']}, {processor['cores']} cores, {' '.join(processor['flags'])}")
+    driver = "NVIDIA driver not found" if not gpu["driver"] else f"NVIDIA driver present, CUDA up to {gpu['cuda']}"
+    typer.echo(f"GPU: {driver}")
+    rows = [
+        [
+            item["name"],
+            item["version"] or "-",
+            "ok" if item["problem"] is None else "missing",
+            item["problem"] or f"{', '.join(item['devices'])}; {', '.join(item['precisions'])}",
+        ]
+        for item in report["backends"]
+    ]
+    print_table([("backend", "left"), ("version", "left"), ("", "left"), ("devices; precisions", "left")], rows)
+    packages = [
+        [
+            item["name"],
+            item["version"] or "-",
+            "ok" if item["problem"] is None else "missing",
+            f"{item['for']}{', FFmpeg ' + item['ffmpeg'] if 'ffmpeg' in item else ''}"
+            + "".join(f"\n{text}" for text in (item["problem"], item["note"]) if text),
+        ]
+        for item in report["packages"]
+    ]
+    print_table([("package", "left"), ("version", "left"), ("", "left"), ("for", "left")], packages)
+    tried = report["bundle"]
+    if tried is not None:
+        typer.echo(f"bundle {tried['path']}: ran a clip of {tried['clip']} and a sentence; {tried['reason']}")

@@ -1,0 +1,111 @@
+"""Progress bars on stderr, for people only: nothing is drawn unless it is a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from milnce.cli.common import make_console, printable, say
+from milnce.errors import MilnceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.status import Status
+
+    from milnce.pipeline import WindowSpan
+
+
+class FileProgress:
+    """A bar over files on a terminal's stderr, moved on by windows; silent elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        self._done = 0
+        self._windows = 0
+        self._duration: tuple[Path, float | None] | None = None
+        columns = (
+            BarColumn(),
+            TextColumn("{task.fields[files]} files, {task.fields[windows]} windows"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
+        console = make_console(stderr=True)
+        self._total = total
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("", total=total, files=f"0/{total}", windows=0)
+
+    def __enter__(self) -> FileProgress:  # noqa: PYI034  # typing.Self is not in Python 3.10
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_window(self, path: Path, window: WindowSpan) -> None:
+        """Count one decoded window."""
+        self._windows += 1
+        if self._progress.disable:
+            return
+        duration_s = self._duration_s(path)
+        fraction = min(window.end_s / duration_s, 1.0) if duration_s else 0.0
+        self._progress.update(
+            self._task, completed=self._done + fraction, windows=self._windows, description=printable(path.name)
+        )
+
+    def on_file(self) -> None:
+        """Count one finished file."""
+        self._done += 1
+        self._progress.update(
+            self._task, completed=self._done, files=f"{self._done}/{self._total}", windows=self._windows
+        )
+
+    def _duration_s(self, path: Path) -> float | None:
+        if self._duration is None or self._duration[0] != path:
+            from milnce.video import probe_video  # noqa: PLC0415
+
+            try:
+                self._duration = (path, probe_video(path).duration_s)
+            except MilnceError:
+                # Only the bar wants it, and whatever is wrong with the file is reported by the decoding itself.
+                self._duration = (path, None)
+        return self._duration[1]
+
+
+class Stages:
+    """Shows the stages of one long job: a spinner on a terminal, and one line a finished stage everywhere.
+
+    Call it with a stage's name when the stage begins; the one before it has ended then.
+    """
+
+    def __init__(self) -> None:
+        self._console = make_console(stderr=True)
+        self._status: Status | None = None
+        self._stage: str | None = None
+        self._began_s = 0.0
+
+    def __enter__(self) -> Stages:  # noqa: PYI034  # typing.Self is not in Python 3.10
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A stage that failed is not reported as done: the error that follows says what happened.
+        self._end(done=kind is None)
+
+    def __call__(self, stage: str, _: float | None = None) -> None:
+        """Begin a stage, or go on with it when it is the one under way."""
+        if stage == self._stage:
+            return
+        self._end(done=True)
+        self._stage, self._began_s = stage, time.monotonic()
+        if self._console.is_terminal:
+            self._status = self._console.status(printable(stage))
+            self._status.start()
+
+    def _end(self, *, done: bool) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        if done and self._stage is not None:
+            say(f"{time.monotonic() - self._began_s:6.1f} s  {printable(self._stage)}")
+        self._stage = None

@@ -1,0 +1,29 @@
+"""Whether a file can be written, asked before the work and not after it."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+from milnce.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def check_writable(destination: Path) -> None:
+    """Make sure that a file can be made at `destination`; leaves nothing behind.
+
+    Raises:
+        OutputError: if its folder is missing or not writable, or it is itself a folder.
+    """
+    if not destination.parent.is_dir():
+        raise OutputError(f"{destination.parent}: no such folder; make it first")
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder; name a file in it")
+    try:
+        # Tried and not asked: permission bits say nothing about read-only file systems, nor to the superuser.
+        with tempfile.TemporaryFile(dir=destination.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{destination.parent}: cannot write here ({error.strerror}); choose another") from error
