@@ -3,7 +3,7 @@
 FFmpeg reads playlists, opens URLs and other files they name, and knows hundreds of formats, picked by content and not
 by suffix: a text file called `clip.mp4` may make it read another file. So, whatever a path points to:
 
-1. we open the file ourselves and give PyAV a reader without a name, so no protocol is chosen and no relative file found;
+1. we open the file ourselves and give PyAV a reader without a name: no protocol is chosen, no relative file found;
 2. `format_whitelist` leaves five demuxers, none of which is a playlist;
 3. `protocol_whitelist` names no protocol, and `io_open` refuses whatever a demuxer still asks for;
 4. `codec_whitelist` and `max_pixels` are set on the codec context too, where decoding obeys them.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"
@@ -198,10 +199,8 @@ def _restricted_stream(path: Path, container: InputContainer) -> VideoStream:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise VideoError(f"{path}: no video stream (it holds: {kinds}); give a file with moving pictures")
     best = container.streams.best("video")
-    stream = next(
-        (candidate for candidate in streams if best is not None and candidate.index == best.index), streams[0]
-    )
-    context = stream.codec_context
+    stream = next((each for each in streams if best is not None and each.index == best.index), streams[0])
+    context: VideoCodecContext | None = stream.codec_context  # None where the build has no decoder at all
     if context is None or context.name not in DECODERS:
         codec = "unknown" if context is None else context.name
         raise VideoError(
@@ -210,7 +209,7 @@ def _restricted_stream(path: Path, container: InputContainer) -> VideoStream:
         )
     if context.width * context.height > MAX_PIXELS:
         raise VideoError(
-            f"{path}: pictures of {context.width}x{context.height} are refused; at most {MAX_PIXELS} pixels are decoded."
+            f"{path}: pictures of {context.width}x{context.height} are refused, at most {MAX_PIXELS} pixels are taken."
             " Scale it down: ffmpeg -i INPUT -vf scale=1280:-2 OUTPUT.mp4"
         )
     # Only here are they obeyed while decoding (av.open's options end with probing): this also covers a size that

@@ -133,10 +133,9 @@ class FrameReader:
 
     def _timed(self, frame: VideoFrame) -> TimedFrame:
         video = self._video
+        ticks: int | None = frame.pts
         if video.format == "avi":
             ticks = self._chunk_times.popleft() if self._chunk_times else None
-        else:
-            ticks = frame.pts
         previous = self._decoded[-1] if self._decoded else self._last
         if ticks is None:
             time_s = Fraction(0) if previous is None else previous.end_s

@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
+_BOX = struct.Struct(">I4s")
+_CHUNK = struct.Struct("<4sI")
 _MAX_BOXES = 1_000_000  # a fragmented MP4 has two a fragment
 
 
@@ -39,13 +41,13 @@ def _boxes(file: BinaryIO, size: int) -> str | None:
     position = 0
     for _ in range(_MAX_BOXES):
         file.seek(position)
-        header = file.read(16)
-        if len(header) < 8 or not header[4:8].isalnum():
+        header = file.read(_BOX.size)
+        if len(header) < _BOX.size or not header[4:].isalnum():
             return None  # the end, or bytes after the last box that belong to nobody
-        length, kind = struct.unpack(">I4s", header[:8])
-        if length == 1 and len(header) == 16:
-            length = struct.unpack(">Q", header[8:])[0]
-        if length < 8:
+        length, kind = _BOX.unpack(header)
+        if length == 1:  # the real length follows, in eight bytes
+            length = int.from_bytes(file.read(8), "big")
+        if length < _BOX.size:
             return None  # 0: the box lasts until the end of the file, however long that is
         if position + length > size:
             return f"its {kind.decode('ascii')!r} part should end at byte {position + length} and the file at {size}"
@@ -58,10 +60,10 @@ def _riff(file: BinaryIO, size: int) -> str | None:
     position = 0
     for _ in range(_MAX_BOXES):
         file.seek(position)
-        header = file.read(8)
-        if len(header) < 8 or header[:4] != b"RIFF":
+        header = file.read(_CHUNK.size)
+        if len(header) < _CHUNK.size or not header.startswith(b"RIFF"):
             return None
-        length = struct.unpack("<I", header[4:])[0]
+        length = _CHUNK.unpack(header)[1]
         if length in {0, 0xFFFFFFFF}:
             return None  # never finished by its writer, or not told
         if position + 8 + length > size:

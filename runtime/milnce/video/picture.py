@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Step = tuple[str, dict[str, str]]
 
+_QUARTER, _HALF, _THREE_QUARTERS = 90, 180, 270
+
 # The reference's crop: the centred square of side min(width, height).
 SQUARE: Step = ("crop", {"w": "min(iw,ih)", "h": "min(iw,ih)", "x": "(iw-min(iw,ih))*0.5", "y": "(ih-min(iw,ih))*0.5"})
 
@@ -33,7 +35,9 @@ def display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
     """Return the frame's 3x3 display matrix, row by row in FFmpeg's fixed point, or None."""
     from av.sidedata.sidedata import Type  # noqa: PLC0415 - av is imported by now, and only now
 
-    data: Any = frame.side_data.get(Type.DISPLAYMATRIX)
+    # PyAV's stubs say names; its side data are keyed by type.
+    side_data: Any = frame.side_data
+    data = side_data.get(Type.DISPLAYMATRIX)
     return None if data is None else struct.unpack("=9i", bytes(data))
 
 
@@ -53,14 +57,14 @@ def upright_steps(matrix: tuple[int, ...] | None) -> list[Step]:
     if matrix is None:
         return []
     angle = rotation_of(matrix)
-    turn = round(angle / 90) % 4
-    if abs((angle - 90 * turn + 180) % 360 - 180) >= 1:
+    turn = round(angle / _QUARTER) * _QUARTER
+    if abs(angle - turn) >= 1:
         return [("rotate", {"a": f"{angle}*PI/180"})]
-    if turn == 1:
+    if turn == _QUARTER:
         return [("transpose", {"dir": "cclock_flip" if matrix[3] > 0 else "clock"})]
-    if turn == 3:
+    if turn == _THREE_QUARTERS:
         return [("transpose", {"dir": "clock_flip" if matrix[3] < 0 else "cclock"})]
-    steps: list[Step] = [("hflip", {})] if turn == 2 and matrix[0] < 0 else []
+    steps: list[Step] = [("hflip", {})] if turn == _HALF and matrix[0] < 0 else []
     return [*steps, ("vflip", {})] if matrix[4] < 0 else steps
 
 
@@ -112,7 +116,7 @@ def square_maker(size: int, interpolation: Interpolation) -> PictureMaker | Bili
 
 
 class BilinearSquareMaker:
-    """Turns frames into centre squares as the TF-Hub notebook does: RGB first, then NumPy's crop and OpenCV's resize."""
+    """Turns frames into centre squares as the TF-Hub notebook does: RGB, then NumPy's crop and OpenCV's resize."""
 
     def __init__(self, size: int) -> None:
         self._size = size

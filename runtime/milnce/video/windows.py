@@ -23,7 +23,7 @@ from milnce.video.probe import Length, measure_length
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def iter_windows(
     *,
     start_s: float | None = None,
     end_s: float | None = None,
-) -> Iterator[Window]:
+) -> Generator[Window, None, None]:
     """Decode a video's windows one by one, in order.
 
     Memory does not depend on the video's length: the pictures of the windows that are under way are held, and no more.
@@ -97,7 +97,7 @@ def iter_windows(
 
 def _windows(
     path: str | os.PathLike[str], preset: Preset, start_s: float | None, end_s: float | None
-) -> Iterator[Window]:
+) -> Generator[Window, None, None]:
     length = measure_length(path)
     limits = _range(path, length, start_s, end_s)
     with open_video(path) as video:
@@ -163,7 +163,9 @@ class _OpenWindow:
     pictures: list[Picture] = field(default_factory=list)
 
 
-def _sampled(video: OpenVideo, preset: Preset, starts_s: list[Fraction], length: Length) -> Iterator[Window]:
+def _sampled(
+    video: OpenVideo, preset: Preset, starts_s: list[Fraction], length: Length
+) -> Generator[Window, None, None]:
     fps = Fraction(str(preset.fps))
     make = square_maker(preset.size, preset.interpolation)
     reader = FrameReader(video)
