@@ -9,7 +9,7 @@ import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO, TypeVar
 
 import typer
 
@@ -100,11 +100,18 @@ def _plain_warnings() -> Iterator[None]:
         warnings.simplefilter("always", MilnceWarning)
         shown = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:  # noqa: ANN401  # as warnings'
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if issubclass(category, MilnceWarning):
                 say(f"Warning: {printable(str(message))}")
             else:
-                shown(message, category, *rest)
+                shown(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
         yield
@@ -174,12 +181,22 @@ def open_model(  # the model options of the command line, one each
     device: str,
     precision: str | None,
     threads: int | None,
-    modules: tuple[str, ...],
+    video: bool,
+    text: bool,
 ) -> Model:
-    """Load the model, and tell people which backend was taken and why."""
+    """Load the towers that a command needs, and tell people which backend was taken and why."""
     import milnce  # noqa: PLC0415  # commands import what they need when they run
 
-    model = milnce.load(bundle, backend=backend, device=device, precision=precision, threads=threads, modules=modules)
+    model = milnce.load(bundle, backend=backend, device=device, precision=precision, threads=threads, modules=())
+    try:
+        if video:
+            # Decoded clips are uint8, whichever form the bundle lists first.
+            model.open("video", input_form="uint8")
+        if text:
+            model.open("text")
+    except BaseException:
+        model.close()
+        raise
     say(printable(str(model.backend)))
     return model
 

@@ -25,8 +25,8 @@ BundleToTryOption = Annotated[
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 
 # First releases of each FFmpeg line with the fix of CVE-2026-8461.
-_FFMPEG_FIXED = {(8, 0): (8, 0, 3), (8, 1): (8, 1, 2)}
-_FFMPEG_FIXED_LINE = (9, 0)
+_FFMPEG_FIXED = ((8, 0, 3), (8, 1, 2))
+_FFMPEG_FIXED_LINE = (9, 0, 0)
 
 
 @reported
@@ -35,11 +35,12 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
 
     Exits with 0 if at least one backend works and, with --bundle, the bundle runs.
     """
-    from milnce.backends import available  # noqa: PLC0415  # commands import what they need when they run
+    import milnce  # noqa: PLC0415  # commands import what they need when they run
+    from milnce.backends import available  # noqa: PLC0415
 
     backends = available()
     report: dict[str, Any] = {
-        "milnce": _version("milnce"),
+        "milnce": milnce.__version__,
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "cpu": cpu(),
@@ -121,7 +122,7 @@ def ffmpeg_note(ffmpeg: str) -> str | None:
     if not all(part.isdigit() for part in digits) or len(digits) < 2:  # noqa: PLR2004  # major.minor
         return f"FFmpeg {ffmpeg}: whether CVE-2026-8461 is fixed cannot be told from its version"
     numbers = tuple(map(int, (*digits, "0")[:3]))
-    if numbers[:2] >= _FFMPEG_FIXED_LINE or numbers >= _FFMPEG_FIXED.get(numbers[:2], (10**6,)):
+    if numbers >= _FFMPEG_FIXED_LINE or any(numbers[:2] == fixed[:2] and numbers >= fixed for fixed in _FFMPEG_FIXED):
         return None
     note = (
         f"FFmpeg {ffmpeg} is older than the fix of CVE-2026-8461 (8.0.3, 8.1.2, 9.0), a hole in the MagicYUV decoder. "

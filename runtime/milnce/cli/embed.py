@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,23 +73,18 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
 
     check_destination(out, overwrite=overwrite)
     files = find_videos(paths)
-    model = open_model(bundle, backend=backend, device=device, precision=precision, threads=threads, modules=("video",))
     done: list[tuple[Path, int]] = []
     failed: list[tuple[Path | str, MilnceError]] = []
-    with model:
+    with open_model(
+        bundle, backend=backend, device=device, precision=precision, threads=threads, video=True, text=False
+    ) as model:
         sampling = choose_preset(model, preset, stride_frames)
-        metadata = _metadata(model, sampling)
-        with FeatureWriter(out, metadata, overwrite=overwrite) as writer:
+        results = functools.partial(
+            embed_files, model, files, preset=sampling, batch_size=batch_size, start_s=start_s, end_s=end_s
+        )
+        with FeatureWriter(out, _metadata(model, sampling), overwrite=overwrite) as writer:
             with FileProgress(len(files)) as progress:
-                for item in embed_files(
-                    model,
-                    files,
-                    preset=sampling,
-                    batch_size=batch_size,
-                    start_s=start_s,
-                    end_s=end_s,
-                    on_window=progress.on_window,
-                ):
+                for item in results(on_window=progress.on_window):
                     progress.on_file()
                     if item.error is not None:
                         failed.append((item.path, item.error))
@@ -97,8 +93,9 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
                     done.append((item.path, len(item.windows)))
             if done:
                 writer.commit()
+        described = describe_model(model)
     report_failures(failed, len(files))
-    _print(out, done, failed, describe_model(model), sampling, json_output=json_output)
+    _print(out, done, failed, described, sampling, json_output=json_output)
     if failed:
         raise typer.Exit(EXIT_FAILED)
 

@@ -12,7 +12,7 @@ from milnce.cli.common import JsonOption, print_json, print_table, printable, re
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from milnce.bundle import Bundle
+    from milnce.bundle import Bundle, GraphFile
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, made by `milnce export`.")]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Read every file and compare it with its sha256.")]
@@ -42,22 +42,15 @@ def _print(bundle: Bundle, *, verified: bool) -> None:
     typer.echo(f"vocabulary   {manifest.vocabulary.words} words, {manifest.vocabulary.max_words} a sentence")
     typer.echo(printable("sampling     " + ", ".join(f"{key} {value}" for key, value in manifest.sampling.items())))
     graphs = sorted(manifest.graphs, key=lambda graph: (graph.module, graph.input_form, graph.precision))
-    rows = [
-        [
-            graph.file,
-            graph.precision,
-            size(graph.bytes),
-            "\n".join(map(str, graph.inputs)),
-            "\n".join(map(str, graph.outputs)),
-        ]
-        for graph in graphs
-    ]
-    print_table(
-        [("graph", "left"), ("precision", "left"), ("size", "right"), ("takes", "left"), ("gives", "left")], rows
-    )
+    rows = [[graph.file, graph.precision, size(graph.bytes), _tensors(graph)] for graph in graphs]
+    print_table([("graph", "left"), ("precision", "left"), ("size", "right"), ("takes and gives", "left")], rows)
     print_parity(bundle)
     if manifest.made:
         print_table([("made", "left"), ("", "left")], [[name, text] for name, text in flatten(manifest.made)])
+
+
+def _tensors(graph: GraphFile) -> str:
+    return "\n".join([*(f"takes {spec}" for spec in graph.inputs), *(f"gives {spec}" for spec in graph.outputs)])
 
 
 def print_parity(bundle: Bundle) -> None:

@@ -90,10 +90,9 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
         require_pillow()
         check_sheet_destination(sheet)
     stored, videos = _split(paths)
-    modules = ("video", "text") if videos else ("text",)
     failed: list[tuple[Path | str, MilnceError]] = []
     with open_model(
-        bundle, backend=backend, device=device, precision=precision, threads=threads, modules=modules
+        bundle, backend=backend, device=device, precision=precision, threads=threads, video=bool(videos), text=True
     ) as model:
         unknown = model.tokenizer.unknown(query)
         if unknown:
