@@ -94,9 +94,12 @@ def load_towers(weights: Path, vocabulary: Path, config: TowersConfig | None = N
     if problems:
         raise CheckpointError(f"{weights} does not fit the towers:\n  " + "\n  ".join(problems))
     floats = {name: tensor.to(torch.float32) for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
-    video.load_state_dict({name: value for name, value in floats.items() if not name.startswith(TEXT_PREFIX)}, strict=False)
+    video.load_state_dict(
+        {name: value for name, value in floats.items() if not name.startswith(TEXT_PREFIX)}, strict=False
+    )
     text.load_state_dict(
-        {name[len(TEXT_PREFIX) :]: value for name, value in floats.items() if name.startswith(TEXT_PREFIX)}, strict=False
+        {name[len(TEXT_PREFIX) :]: value for name, value in floats.items() if name.startswith(TEXT_PREFIX)},
+        strict=False,
     )
     return Towers(video.eval(), text.eval(), words, config)
 
@@ -139,10 +142,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded:
-        raise CheckpointError(f"{path} holds no state dict (a {type(loaded).__name__}); save model.state_dict() instead")
+        raise CheckpointError(
+            f"{path} holds no state dict (a {type(loaded).__name__}); save model.state_dict() instead"
+        )
     others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(f"{path} holds entries that are not tensors: {', '.join(others)}; save model.state_dict() instead")
+        raise CheckpointError(
+            f"{path} holds entries that are not tensors: {', '.join(others)}; save model.state_dict() instead"
+        )
     prefixed = all(str(name).startswith(_PREFIX) for name in loaded)
     return {str(name)[len(_PREFIX) :] if prefixed else str(name): value for name, value in loaded.items()}
 
@@ -169,7 +176,17 @@ def _load_torch(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; th
             f"{path} is refused: it holds objects other than tensors, or is no checkpoint ({reason}). "
             "Save model.state_dict() alone, or as .safetensors"
         ) from error
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
+    except (
+        EOFError,
+        RuntimeError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated or is no checkpoint ({reason}); fetch it again") from error
 

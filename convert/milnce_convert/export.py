@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import onnx
 import onnx_ir as ir
@@ -24,7 +24,7 @@ from milnce_convert.precision import to_fp16
 from milnce_convert.rewrite import simplify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
 
     from milnce_convert.towers import S3D, TextTower
 
@@ -102,10 +102,14 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _trace(module: nn.Module, example: Tensor, dynamic: Mapping[int, Any], *, opset: int, names: tuple[str, ...]) -> ir.Model:
+def _trace(
+    module: nn.Module, example: Tensor, dynamic: Sequence[int], *, opset: int, names: tuple[str, ...]
+) -> ir.Model:
     """Export a module with one input, and name its input, outputs and dynamic axes."""
     if opset not in SUPPORTED_OPSETS:
-        raise ExportError(f"opset {opset} asked for; {SUPPORTED_OPSETS.start} to {SUPPORTED_OPSETS.stop - 1} are supported")
+        raise ExportError(
+            f"opset {opset} asked for; {SUPPORTED_OPSETS.start} to {SUPPORTED_OPSETS.stop - 1} are supported"
+        )
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -115,20 +119,20 @@ def _trace(module: nn.Module, example: Tensor, dynamic: Mapping[int, Any], *, op
             external_data=False,
             input_names=[names[0]],
             output_names=list(names[1:]),
-            dynamic_shapes=({axis: torch.export.Dim.AUTO for axis in dynamic},),
+            dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.AUTO),),
             verbose=False,
         )
     if program is None:
         raise ExportError("the PyTorch exporter returned no program")
     # Through bytes, so that the graph no longer shares memory with the live tower.
-    return ir.from_proto(onnx.ModelProto.FromString(program.model_proto.SerializeToString()))
+    return ir.serde.deserialize_model(onnx.ModelProto.FromString(program.model_proto.SerializeToString()))
 
 
 def trace_video(tower: S3D, *, opset: int = DEFAULT_OPSET, fixed_size: tuple[int, int, int] | None = None) -> ir.Model:
     """Export the video tower as it is: input `video` float32 (batch, 3, frames, height, width), no rewrite yet."""
     frames, height, width = fixed_size or (16, 64, 96)
     module = _Ordered(tower, ("video_embedding", "mixed_5c"))
-    axes = {0: "batch"} if fixed_size else {0: "batch", 2: "frames", 3: "height", 4: "width"}
+    axes = (0,) if fixed_size else (0, 2, 3, 4)
     example = torch.rand(2, 3, frames, height, width)
     return _trace(module, example, axes, opset=opset, names=("video", "video_embedding", "mixed_5c"))
 
@@ -140,7 +144,9 @@ def _size_axes(tower: S3D, fixed_size: tuple[int, int, int] | None) -> tuple[Dim
         return frames, height, width
     for name, size in zip(("frames", "height", "width"), fixed_size, strict=True):
         if size < MINIMUM_SIZE or size % step:
-            raise ExportError(f"fixed size: {name} {size} given; it must be a multiple of {step}, at least {MINIMUM_SIZE}")
+            raise ExportError(
+                f"fixed size: {name} {size} given; it must be a multiple of {step}, at least {MINIMUM_SIZE}"
+            )
     return Dimension.fixed(fixed_size[0]), Dimension.fixed(fixed_size[1]), Dimension.fixed(fixed_size[2])
 
 
@@ -185,7 +191,11 @@ def export_text(tower: TextTower, *, opset: int = DEFAULT_OPSET) -> ExportedGrap
     """Export the text tower in FP32: input `tokens` int64 (batch, words), both axes dynamic."""
     example = torch.randint(0, tower.config.rows, (2, 16))
     model = _trace(
-        _Ordered(tower, ("text_embedding",)), example, {0: "batch", 1: "words"}, opset=opset, names=("tokens", "text_embedding")
+        _Ordered(tower, ("text_embedding",)),
+        example,
+        (0, 1),
+        opset=opset,
+        names=("tokens", "text_embedding"),
     )
     tokens = TensorSpec("tokens", "int64", (_BATCH, Dimension("words", 1, None)))
     embedding = TensorSpec("text_embedding", "float32", (_BATCH, Dimension.fixed(tower.config.embedding)))
@@ -196,7 +206,7 @@ def export_projection(tower: S3D, *, opset: int = DEFAULT_OPSET) -> ExportedGrap
     """Export `fc` alone: input `mixed_5c` float32 (batch, mixed_5c), output `video_embedding`."""
     example = torch.rand(2, tower.config.mixed_5c)
     module = _Ordered(_Projection(tower.fc), ("video_embedding",))
-    model = _trace(module, example, {0: "batch"}, opset=opset, names=("mixed_5c", "video_embedding"))
+    model = _trace(module, example, (0,), opset=opset, names=("mixed_5c", "video_embedding"))
     features = TensorSpec("mixed_5c", "float32", (_BATCH, Dimension.fixed(tower.config.mixed_5c)))
     embedding = TensorSpec("video_embedding", "float32", (_BATCH, Dimension.fixed(tower.config.embedding)))
     return _finish(model, "projection", "mixed_5c", (features,), (embedding,))
@@ -204,7 +214,7 @@ def export_projection(tower: S3D, *, opset: int = DEFAULT_OPSET) -> ExportedGrap
 
 def half_precision(graph: ExportedGraph) -> ExportedGraph:
     """Return the FP16 graph of an FP32 one; inputs and outputs keep their dtypes."""
-    model = to_fp16(ir.from_proto(onnx.ModelProto.FromString(graph.model)))
+    model = to_fp16(ir.serde.deserialize_model(onnx.ModelProto.FromString(graph.model)))
     return _finish(model, graph.module, graph.input_form, graph.inputs, graph.outputs, precision="fp16")
 
 
@@ -274,7 +284,9 @@ def _finish(
     onnx.checker.check_model(proto, full_check=True)
     _check_io(proto, [*inputs, *outputs])
     opset = next(item.version for item in proto.opset_import if item.domain in {"", "ai.onnx"})
-    return ExportedGraph(module, input_form, precision, opset, inputs, outputs, proto.SerializeToString(deterministic=True))
+    return ExportedGraph(
+        module, input_form, precision, opset, inputs, outputs, proto.SerializeToString(deterministic=True)
+    )
 
 
 def _check_io(proto: onnx.ModelProto, specs: list[TensorSpec]) -> None:

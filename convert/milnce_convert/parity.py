@@ -30,7 +30,8 @@ class Agreement:
             clip from another, so a common offset cannot hide an error.
         relative_error: Largest absolute difference over the reference's largest absolute value.
         spread_error: Largest row error (2-norm) over the mean distance of the reference's rows from their mean.
-            Unlike a cosine it sees a wrong scale.
+        scale_error: How far the factor that best maps the reference onto the candidate is from 1. Rounding averages
+            out in it and a wrong scale, which no cosine sees, does not.
         identical: Whether every bit is the same.
     """
 
@@ -39,6 +40,7 @@ class Agreement:
     centred_cosine: float
     relative_error: float
     spread_error: float
+    scale_error: float
     identical: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Gate:
         centred_cosine: Least centred cosine.
         relative_error: Largest relative error.
         spread_error: Largest spread error.
+        scale_error: Largest scale error.
         may_be_identical: False where two precisions are compared.
     """
 
@@ -64,6 +67,7 @@ class Gate:
     centred_cosine: float
     relative_error: float
     spread_error: float
+    scale_error: float
     may_be_identical: bool = True
 
     def failures(self, agreement: Agreement) -> list[str]:
@@ -81,6 +85,7 @@ class Gate:
             for figure, value, bound in (
                 ("relative error", agreement.relative_error, self.relative_error),
                 ("spread error", agreement.spread_error, self.spread_error),
+                ("scale error", agreement.scale_error, self.scale_error),
             )
             if not value <= bound
         ]
@@ -89,14 +94,24 @@ class Gate:
         return found
 
 
-# FP32 against the PyTorch tower: what another order of the same FP32 additions may cost (seen: 2e-6 of max |y|), with
-# room for other backends. The weakest defect of tests/convert/test_mutants.py lies far beyond it.
-FP32_GATE = Gate("fp32", cosine=0.999999, centred_cosine=0.99999, relative_error=1e-4, spread_error=1e-3)
+# FP32 against the PyTorch tower: what another order of the same FP32 additions may cost. Seen on the seeded fixture:
+# 1 - cosine 1e-10, relative error 1.2e-5, spread error 1.6e-5, scale error 1e-6.
+FP32_GATE = Gate(
+    "fp32", cosine=0.999999, centred_cosine=0.999999, relative_error=1e-4, spread_error=2e-4, scale_error=2e-5
+)
 
-# FP16 against FP32, on the seeded fixture: between the honest error and the weakest mutant. Both are measured, and the
-# place between them asserted, in tests/convert/test_mutants.py.
+# FP16 against the FP32 graph, on the seeded fixture at full width: an honest cast costs 1 - cosine 1.6e-4, relative
+# error 1.3e-2, spread error 1.7e-2 and scale error below 1e-3; the weakest defect (two of 112 channels swapped) has
+# 4e-2, 0.24 and 0.36, the weakest pure scaling 1e-2. Each bound is near the geometric middle. Both sides are measured
+# again, and the margins asserted, in tests/convert/test_mutants.py.
 FP16_GATE = Gate(
-    "fp16", cosine=0.9999, centred_cosine=0.9999, relative_error=1e-2, spread_error=1e-2, may_be_identical=False
+    "fp16",
+    cosine=0.998,
+    centred_cosine=0.998,
+    relative_error=0.05,
+    spread_error=0.08,
+    scale_error=4e-3,
+    may_be_identical=False,
 )
 
 
@@ -124,6 +139,7 @@ def compare(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating
         centred_cosine=_least_cosine(expected - centre, found - centre),
         relative_error=float(np.abs(found - expected).max()) / largest,
         spread_error=float(np.linalg.norm(found - expected, axis=1).max()) / spread,
+        scale_error=abs(float(np.vdot(expected, found) / np.vdot(expected, expected)) - 1.0),
         identical=bool(np.array_equal(reference, candidate)),
     )
 

@@ -1,8 +1,8 @@
 """FP32 graph to FP16 graph, by casting tensors; precision is the dtype of the graph, not a builder's flag.
 
-An own pass rather than a converter's: those insert a cast pair around every node that is kept in FP32, so that a chain
-of kept nodes is rounded to FP16 between them, and they clamp small weights. Casting the exported FP32 graph, rather than
-exporting a half model, keeps BatchNorm folded in FP32.
+An own pass rather than a converter's: those insert a cast pair around every node that is kept in FP32, so that a
+chain of kept nodes is rounded to FP16 between them, and they clamp small weights. Casting the exported FP32 graph,
+rather than exporting a half model, keeps BatchNorm folded in FP32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def kept_in_fp32(graph: ir.Graph) -> set[ir.Node]:
     outputs = set(graph.outputs)
     kept = {node for node in graph if node.op_type in _KEPT_OPERATORS}
     for node in graph:
-        after_mean = node.op_type in {"Conv", "Gemm"} and node.inputs[0] is not None and node.inputs[0].producer() in kept
+        after_mean = (
+            node.op_type in {"Conv", "Gemm"} and node.inputs[0] is not None and node.inputs[0].producer() in kept
+        )
         makes_output = node.op_type in {"Gemm", "MatMul", "Add"} and any(value in outputs for value in node.outputs)
         if after_mean or makes_output:
             kept.add(node)
@@ -51,7 +53,9 @@ def to_fp16(model: ir.Model) -> ir.Model:
     for node in list(graph):
         for index, value in enumerate(node.inputs):
             if value is not None and converter.is_float(value):
-                node.replace_input_with(index, converter.cast(value, ir.DataType.FLOAT if node in kept else ir.DataType.FLOAT16))
+                node.replace_input_with(
+                    index, converter.cast(value, ir.DataType.FLOAT if node in kept else ir.DataType.FLOAT16)
+                )
         if node in kept:
             continue
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT:
@@ -108,7 +112,9 @@ class _Caster:
                 raise ExportError(f"initializer {value.name} holds no data")
             largest = float(np.abs(array).max(initial=0.0))
             if not largest <= _FP16_MAX:
-                raise ExportError(f"weight {value.name} reaches {largest:g}, beyond FP16's {_FP16_MAX:g}; export FP32 only")
+                raise ExportError(
+                    f"weight {value.name} reaches {largest:g}, beyond FP16's {_FP16_MAX:g}; export FP32 only"
+                )
             half = ir.Value(name=f"{value.name}.fp16", const_value=ir.tensor(array.astype(np.float16)))
             half.dtype, half.shape = ir.DataType.FLOAT16, value.shape
             self.graph.register_initializer(half)

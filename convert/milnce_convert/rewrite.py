@@ -44,7 +44,7 @@ def _node(value: ir.Value) -> ir.Node:
 def _initializer(context: RewriterContext, like: ir.Value | None, suffix: str, array: np.ndarray[Any, Any]) -> ir.Value:
     """Return a new initializer named after the one it replaces."""
     name = f"{like.name if like is not None else 'constant'}{suffix}"
-    return context.initializer(ir.tensor(np.ascontiguousarray(array), name=name), name=name)  # type: ignore[no-any-return]
+    return context.initializer(ir.tensor(np.ascontiguousarray(array), name=name), name=name)
 
 
 def _pads(node: ir.Node, rank: int = 3) -> list[int]:
@@ -67,14 +67,25 @@ def is_non_negative(value: ir.Value | None) -> bool:
     return node.op_type in {"Mul", "Concat"} and all(is_non_negative(operand) for operand in node.inputs)
 
 
-class StemCutToPads(RewriteRuleClassBase):  # type: ignore[misc]
+class StemCutToPads(RewriteRuleClassBase):
     """Conv, Relu, Slice[1:] on a spatial axis: start the convolution one step later, so pad that much less before."""
 
-    def pattern(self, op: Any, x: ir.Value, w: ir.Value, starts: ir.Value, ends: ir.Value, axes: ir.Value, steps: ir.Value) -> ir.Value:
+    def pattern(
+        self, op: Any, x: ir.Value, w: ir.Value, starts: ir.Value, ends: ir.Value, axes: ir.Value, steps: ir.Value
+    ) -> ir.Value:
         convolved = op.Conv(x, w, _allow_other_inputs=True, _outputs=["convolved"])
-        return op.Slice(op.Relu(convolved), starts, ends, axes, steps)  # type: ignore[no-any-return]
+        return op.Slice(op.Relu(convolved), starts, ends, axes, steps)
 
-    def check(self, context: MatchContext, convolved: ir.Value, starts: ir.Value, ends: ir.Value, axes: ir.Value, steps: ir.Value, **_: Any) -> MatchResult:
+    def check(
+        self,
+        context: MatchContext,
+        convolved: ir.Value,
+        starts: ir.Value,
+        ends: ir.Value,
+        axes: ir.Value,
+        steps: ir.Value,
+        **_: Any,
+    ) -> MatchResult:
         del context
         result = MatchResult()
         arrays = [_constant(value) for value in (starts, ends, axes, steps)]
@@ -88,15 +99,24 @@ class StemCutToPads(RewriteRuleClassBase):  # type: ignore[misc]
             return result.fail("the convolution pads less than the slice cuts")
         return result
 
-    def rewrite(self, op: RewriterContext, x: ir.Value, w: ir.Value, convolved: ir.Value, starts: ir.Value, axes: ir.Value, **_: Any) -> ir.Value:
+    def rewrite(
+        self,
+        op: RewriterContext,
+        x: ir.Value,
+        w: ir.Value,
+        convolved: ir.Value,
+        starts: ir.Value,
+        axes: ir.Value,
+        **_: Any,
+    ) -> ir.Value:
         node = _node(convolved)
         start, axis = (int(array.item()) for array in map(_constant, (starts, axes)) if array is not None)
         pads = _pads(node)
         pads[axis - 2] -= start * _strides(node)[axis - 2]
-        return op.Relu(_convolution(op, node, [x, w, *node.inputs[2:]], pads=pads))  # type: ignore[no-any-return]
+        return op.Relu(_convolution(op, node, [x, w, *node.inputs[2:]], pads=pads))
 
 
-class FoldSpaceToDepth(RewriteRuleClassBase):  # type: ignore[misc]
+class FoldSpaceToDepth(RewriteRuleClassBase):
     """Space-to-depth then a stride-1 convolution: one stride-2 convolution with a kernel twice as large.
 
     The stem's 24x2x4x4 kernel becomes 3x4x8x8. The channel order of the released weights is offsets in time, height
@@ -107,15 +127,17 @@ class FoldSpaceToDepth(RewriteRuleClassBase):  # type: ignore[misc]
 
     def pattern(self, op: Any, x: ir.Value, w: ir.Value, split: ir.Value, merge: ir.Value) -> ir.Value:
         cells = op.Transpose(op.Reshape(x, split), _allow_other_attributes=True, _outputs=["cells"])
-        return op.Conv(op.Reshape(cells, merge), w, _allow_other_inputs=True, _outputs=["convolved"])  # type: ignore[no-any-return]
+        return op.Conv(op.Reshape(cells, merge), w, _allow_other_inputs=True, _outputs=["convolved"])
 
-    def check(self, context: MatchContext, x: ir.Value, w: ir.Value, cells: ir.Value, convolved: ir.Value, **_: Any) -> MatchResult:
+    def check(
+        self, context: MatchContext, x: ir.Value, w: ir.Value, cells: ir.Value, convolved: ir.Value, **_: Any
+    ) -> MatchResult:
         del context
         result = MatchResult()
         if tuple(_node(cells).attributes.get_ints("perm", ())) != self.PERMUTATION:
             return result.fail("the transpose is not a space-to-depth by 2")
         weight = _constant(w)
-        if weight is None or x.shape is None or weight.shape[1] != 8 * int(x.shape[1]):
+        if weight is None or x.shape is None or x.shape[1] != weight.shape[1] // 8:
             return result.fail("the convolution does not take eight times the channels")
         if _strides(_node(convolved)) != [1, 1, 1]:
             return result.fail("the convolution is strided already")
@@ -139,7 +161,7 @@ class FoldSpaceToDepth(RewriteRuleClassBase):  # type: ignore[misc]
         )
 
 
-class PadIntoMaxPool(RewriteRuleClassBase):  # type: ignore[misc]
+class PadIntoMaxPool(RewriteRuleClassBase):
     """Zero Pad then MaxPool in ceil mode: MaxPool with pads, in floor mode.
 
     A max pool's own padding is minus infinity, the Pad's is zero; over values that are all >= 0, with at least one of
@@ -149,9 +171,11 @@ class PadIntoMaxPool(RewriteRuleClassBase):  # type: ignore[misc]
 
     def pattern(self, op: Any, x: ir.Value, pads: ir.Value) -> ir.Value:
         padded = op.Pad(x, pads, _allow_other_inputs=True, _allow_other_attributes=True, _outputs=["padded"])
-        return op.MaxPool(padded, _allow_other_attributes=True, _outputs=["pooled"])  # type: ignore[no-any-return]
+        return op.MaxPool(padded, _allow_other_attributes=True, _outputs=["pooled"])
 
-    def check(self, context: MatchContext, x: ir.Value, pads: ir.Value, padded: ir.Value, pooled: ir.Value) -> MatchResult:
+    def check(
+        self, context: MatchContext, x: ir.Value, pads: ir.Value, padded: ir.Value, pooled: ir.Value
+    ) -> MatchResult:
         del context
         result = MatchResult()
         pad, pool, amounts = _node(padded), _node(pooled), _constant(pads)
@@ -173,7 +197,7 @@ class PadIntoMaxPool(RewriteRuleClassBase):  # type: ignore[misc]
         pool, amounts = _node(pooled), _constant(pads)
         if amounts is None:
             raise AssertionError(pads)
-        return op.MaxPool(  # type: ignore[no-any-return]
+        return op.MaxPool(
             x,
             kernel_shape=list(pool.attributes.get_ints("kernel_shape")),
             strides=_strides(pool),
@@ -181,20 +205,31 @@ class PadIntoMaxPool(RewriteRuleClassBase):  # type: ignore[misc]
         )
 
 
-class GateToConvolution(RewriteRuleClassBase):  # type: ignore[misc]
+class GateToConvolution(RewriteRuleClassBase):
     """Mean, Gemm, Sigmoid, Unsqueeze twice, Mul: the same with the axes kept and a 1x1x1 convolution for the Gemm."""
 
     def __init__(self, *, swapped: bool) -> None:
         super().__init__(name=f"{type(self).__name__}{'Swapped' if swapped else ''}")
         self.swapped = swapped
 
-    def pattern(self, op: Any, x: ir.Value, axes: ir.Value, w: ir.Value, b: ir.Value, first: ir.Value, second: ir.Value) -> ir.Value:
+    def pattern(
+        self, op: Any, x: ir.Value, axes: ir.Value, w: ir.Value, b: ir.Value, first: ir.Value, second: ir.Value
+    ) -> ir.Value:
         mean = op.ReduceMean(x, axes, _allow_other_attributes=True, _outputs=["mean"])
         gate = op.Sigmoid(op.Gemm(mean, w, b, _allow_other_attributes=True, _outputs=["product"]))
         gate = op.Unsqueeze(op.Unsqueeze(gate, first), second, _outputs=["gate"])
-        return op.Mul(x, gate) if self.swapped else op.Mul(gate, x)  # type: ignore[no-any-return]
+        return op.Mul(x, gate) if self.swapped else op.Mul(gate, x)
 
-    def check(self, context: MatchContext, axes: ir.Value, w: ir.Value, mean: ir.Value, product: ir.Value, gate: ir.Value, **_: Any) -> MatchResult:
+    def check(
+        self,
+        context: MatchContext,
+        axes: ir.Value,
+        w: ir.Value,
+        mean: ir.Value,
+        product: ir.Value,
+        gate: ir.Value,
+        **_: Any,
+    ) -> MatchResult:
         del context
         result = _is_spatial_mean(mean, axes)
         if not result:
@@ -214,21 +249,21 @@ class GateToConvolution(RewriteRuleClassBase):  # type: ignore[misc]
             raise AssertionError(w)
         kernel = _initializer(op, w, ".kernel", weight[:, :, None, None, None])
         gate = op.Sigmoid(op.Conv(op.GlobalAveragePool(x), kernel, b, kernel_shape=[1, 1, 1]))
-        return op.Mul(x, gate)  # type: ignore[no-any-return]
+        return op.Mul(x, gate)
 
 
-class MeanToGlobalAveragePool(RewriteRuleClassBase):  # type: ignore[misc]
+class MeanToGlobalAveragePool(RewriteRuleClassBase):
     """Mean over time and space without kept axes: GlobalAveragePool, which every opset has, then Flatten."""
 
     def pattern(self, op: Any, x: ir.Value, axes: ir.Value) -> ir.Value:
-        return op.ReduceMean(x, axes, _allow_other_attributes=True, _outputs=["mean"])  # type: ignore[no-any-return]
+        return op.ReduceMean(x, axes, _allow_other_attributes=True, _outputs=["mean"])
 
     def check(self, context: MatchContext, axes: ir.Value, mean: ir.Value, **_: Any) -> MatchResult:
         del context
         return _is_spatial_mean(mean, axes)
 
     def rewrite(self, op: RewriterContext, x: ir.Value, **_: Any) -> ir.Value:
-        return op.Flatten(op.GlobalAveragePool(x), axis=1)  # type: ignore[no-any-return]
+        return op.Flatten(op.GlobalAveragePool(x), axis=1)
 
 
 def _is_spatial_mean(mean: ir.Value, axes: ir.Value) -> MatchResult:
@@ -247,12 +282,14 @@ def _merged_pool_pads(pool: ir.Node, amounts: np.ndarray[Any, Any]) -> list[int]
     return [sum(parts) for parts in zip(_pads(pool), extra, slack, strict=True)]
 
 
-def _convolution(op: RewriterContext, node: ir.Node, inputs: Sequence[ir.Value | None], **changes: Sequence[int]) -> ir.Value:
+def _convolution(
+    op: RewriterContext, node: ir.Node, inputs: Sequence[ir.Value | None], **changes: Sequence[int]
+) -> ir.Value:
     """Return `node` again with other inputs and some attributes changed."""
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes.pop("auto_pad", None)  # pads are always explicit here
     attributes.update({name: list(value) for name, value in changes.items()})
-    return op.Conv(*inputs, **attributes)  # type: ignore[no-any-return]
+    return op.Conv(*inputs, **attributes)
 
 
 STEM_CUT = StemCutToPads.rule()

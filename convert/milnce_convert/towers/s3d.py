@@ -30,7 +30,7 @@ class SelfGating(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, T, H, W) -> the same shape."""
         weights = torch.sigmoid(self.fc(features.mean(dim=[2, 3, 4])))
-        return cast("Tensor", weights[:, :, None, None, None] * features)
+        return weights[:, :, None, None, None] * features
 
 
 class ConvolutionUnit(nn.Module):
@@ -105,11 +105,9 @@ class ZeroPaddedMaxPool(nn.Module):
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
-        pads: list[int] = []
-        for size, step in zip(reversed(kernel), reversed(stride), strict=True):  # ConstantPad3d starts at the last axis
-            total = max(size - step, 0)
-            pads += [total // 2, total - total // 2]
-        self.pad = nn.ConstantPad3d(tuple(pads), 0.0)
+        totals = [max(size - step, 0) for size, step in zip(kernel, stride, strict=True)]
+        (front, back), (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
+        self.pad = nn.ConstantPad3d((left, right, top, bottom, front, back), 0.0)
         self.pool = nn.MaxPool3d(kernel, stride, ceil_mode=True)
 
     def forward(self, features: Tensor) -> Tensor:
