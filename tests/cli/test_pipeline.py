@@ -1,0 +1,219 @@
+"""From files to embeddings: batches across files, order, failures, bounds, early stops."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import milnce
+import numpy as np
+import pytest
+from milnce import video
+from milnce.errors import BackendError, BundleError, InputError, VideoError
+from milnce.pipeline import FileEmbeddings, WindowSpan, embed_files, resolve_preset
+from milnce.video import get_preset, iter_windows
+
+from helpers.tiny_bundle import write_tiny_bundle
+from helpers.videos import make_audio, make_video, real_videos, truncate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from milnce.model import Model
+
+    from helpers.commands import Tiny
+
+PRESET = get_preset("sliding", frames=4, size=32, stride_frames=3)
+
+
+def expected(path: Path, tiny: Tiny) -> tuple[list[WindowSpan], Any, Any]:
+    """Return what NumPy says about each window on its own."""
+    windows = list(iter_windows(path, PRESET))
+    embedding, mixed_5c = tiny.weights.video(np.stack([window.clip for window in windows]))
+    return [WindowSpan(window.index, window.start_s, window.end_s) for window in windows], embedding, mixed_5c
+
+
+def check(item: FileEmbeddings, tiny: Tiny) -> None:
+    spans, embedding, mixed_5c = expected(item.path, tiny)
+    assert item.error is None
+    assert list(item.windows) == spans
+    np.testing.assert_allclose(item.embedding, embedding, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(item.mixed_5c, mixed_5c, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record how many clips each call of the model gets."""
+    sizes: list[int] = []
+    encode = model.encode_video
+
+    def spy(clips: Any, *, batch_size: int = 8) -> Any:  # noqa: ANN401 - as the model's
+        sizes.append(len(clips))
+        return encode(clips, batch_size=batch_size)
+
+    monkeypatch.setattr(model, "encode_video", spy)
+    return sizes
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 1000])
+def test_each_file_gets_its_own_windows_whatever_the_batch(
+    batch_size: int, model: Model, tiny: Tiny, videos: Path, batches: list[int]
+) -> None:
+    paths = sorted(videos.iterdir())
+    results = list(embed_files(model, paths, preset=PRESET, batch_size=batch_size))
+    assert [item.path for item in results] == paths
+    for item in results:
+        check(item, tiny)
+    total = sum(len(item.windows) for item in results)
+    # Full batches across files, and one rest.
+    rest = [total % batch_size] if total % batch_size else []
+    assert batches == [batch_size] * (total // batch_size) + rest
+
+
+def test_real_videos_through_the_model(model: Model, tiny: Tiny) -> None:
+    results = list(model.embed_files(real_videos(), preset=PRESET))
+    assert len(results) == len(real_videos())
+    for item in results:
+        check(item, tiny)
+
+
+def test_folders_are_searched(model: Model, videos: Path) -> None:
+    results = list(embed_files(model, [videos], preset=PRESET))
+    assert [item.path for item in results] == sorted(videos.iterdir())
+
+
+def test_one_bad_file_among_many_fails_alone(
+    model: Model, tiny: Tiny, videos: Path, tmp_path: Path, batches: list[int]
+) -> None:
+    good = sorted(videos.iterdir())
+    (tmp_path / "empty.mp4").touch()
+    bad = [
+        make_audio(tmp_path / "sound.mp4"),
+        truncate(make_video(tmp_path / "cut.mp4", frames=60), 0.5),
+        tmp_path / "empty.mp4",
+        tmp_path / "missing.mp4",
+    ]
+    paths = [good[0], bad[0], bad[1], good[1], bad[2], bad[3], good[2]]
+    results = list(embed_files(model, paths, preset=PRESET, batch_size=6))
+    assert [item.path for item in results] == paths
+    for item in results:
+        if item.path in good:
+            check(item, tiny)
+        else:
+            assert isinstance(item.error, VideoError)
+            assert str(item.path) in str(item.error)
+            assert (item.windows, item.embedding.shape, item.mixed_5c.shape) == ((), (0, 8), (0, 12))
+    assert max(batches) <= 6
+
+
+@pytest.mark.parametrize("error", [VideoError("broken at frame 99"), OSError(5, "Input/output error")])
+def test_windows_of_a_file_that_breaks_midway_are_dropped_from_the_batch(
+    error: Exception, model: Model, tiny: Tiny, videos: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = sorted(videos.iterdir())
+    breaking = Path("breaking.mp4")
+
+    def windows(path: Path, *arguments: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401 - passed on
+        if path != breaking:
+            yield from iter_windows(path, *arguments, **options)
+            return
+        for number, window in enumerate(iter_windows(good[2], *arguments, **options)):
+            if number == 3:
+                raise error
+            yield window
+
+    monkeypatch.setattr(video, "iter_windows", windows)
+    results = list(embed_files(model, [good[0], breaking, good[1]], preset=PRESET, batch_size=50))
+    check(results[0], tiny)
+    check(results[2], tiny)
+    assert isinstance(results[1].error, VideoError)
+    assert str(error) in str(results[1].error)
+    assert results[1].windows == ()
+    # The three windows that were decoded before it broke were not inferred either.
+    assert sum(batches) == len(results[0].windows) + len(results[2].windows)
+
+
+def test_results_come_while_later_files_are_not_yet_opened(model: Model, videos: Path, tmp_path: Path) -> None:
+    late = tmp_path / "late.mp4"
+    stream = embed_files(model, [*sorted(videos.iterdir()), late], preset=PRESET, batch_size=1)
+    assert next(stream).error is None
+    make_video(late, frames=40)
+    assert [item.error for item in stream] == [None, None, None]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only counted
+
+
+def test_stopping_early_closes_the_decoder(model: Model, videos: Path) -> None:
+    before = open_files()
+    stream = embed_files(model, [videos], preset=PRESET, batch_size=1)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    assert open_files() == before
+
+
+def test_an_error_in_the_callback_closes_the_decoder_and_reaches_the_caller(model: Model, videos: Path) -> None:
+    def interrupt(_: Path, window: WindowSpan) -> None:
+        if window.index == 2:
+            raise KeyboardInterrupt
+
+    before = open_files()
+    with pytest.raises(KeyboardInterrupt):
+        list(embed_files(model, [videos], preset=PRESET, on_window=interrupt))
+    assert open_files() == before
+
+
+def test_the_callback_sees_every_window_in_order(model: Model, videos: Path) -> None:
+    seen: list[tuple[Path, WindowSpan]] = []
+    results = list(embed_files(model, [videos], preset=PRESET, on_window=lambda path, span: seen.append((path, span))))
+    assert seen == [(item.path, span) for item in results for span in item.windows]
+
+
+def test_start_and_end_bound_the_windows(model: Model, videos: Path) -> None:
+    item = next(embed_files(model, [videos / "c.mp4"], preset=PRESET, start_s=1.0, end_s=2.0))
+    assert item.error is None
+    assert item.windows[0].start_s == pytest.approx(1.0, abs=0.05)
+    assert item.windows[-1].start_s < 2.0
+
+
+def test_a_failing_model_is_not_a_failing_file(model: Model, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BackendError("out of memory")
+
+    monkeypatch.setattr(model, "encode_video", fail)
+    with pytest.raises(BackendError, match="out of memory"):
+        list(embed_files(model, [videos], preset=PRESET, batch_size=2))
+
+
+def test_wrong_arguments_are_refused_before_any_work(model: Model, videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch_size is 0; at least 1 expected"):
+        embed_files(model, [videos], batch_size=0)
+    with pytest.raises(InputError, match=r"start 2 s and end 1 s given; 0 <= start < end expected"):
+        embed_files(model, [videos], start_s=2, end_s=1)
+    with pytest.raises(InputError, match=r"start -1 s and end None s given"):
+        embed_files(model, [videos], start_s=-1)
+    with pytest.raises(InputError, match="start nan s"):
+        embed_files(model, [videos], start_s=float("nan"))
+    with pytest.raises(InputError, match="list of paths is empty"):
+        embed_files(model, [])
+    with pytest.raises(InputError, match="no videos in"):
+        embed_files(model, [tmp_path])
+    with pytest.raises(InputError, match="no preset 'fast'; there are milnce-eval"):
+        embed_files(model, [videos], preset="fast")
+
+
+def test_presets_come_by_name_as_such_or_from_the_bundle(model: Model) -> None:
+    assert resolve_preset(model, "milnce-eval") == get_preset("milnce-eval")
+    assert resolve_preset(model, PRESET) is PRESET
+    assert resolve_preset(model, None) == get_preset("milnce-native", frames=4, size=32)
+
+
+def test_a_bundle_with_sampling_of_another_release_says_so(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "odd", sampling={"preset": "milnce-next", "size": 32, "frames": 4})
+    with (
+        milnce.load(tmp_path / "odd", backend="onnxruntime") as odd,
+        pytest.raises(BundleError, match=r"sampling is .*milnce-next.*name a preset yourself"),
+    ):
+        resolve_preset(odd, None)
