@@ -104,6 +104,14 @@ class TinyWeights:
         return np.asarray(hidden @ self.text_fc2.T + self.text_bias, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny bundle on disk and the weights that say what it must answer."""
+
+    path: Path
+    weights: TinyWeights
+
+
 def write_tiny_bundle(  # noqa: PLR0913 - each one is a way in which bundles differ
     folder: Path,
     *,

@@ -1,0 +1,161 @@
+"""Which backend a bundle gets, why, and what is said when none will do."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.tiny_bundle import write_tiny_bundle
+from milnce import backends
+from milnce.backends import Availability, onnxruntime, openvino
+from milnce.bundle import Bundle
+from milnce.errors import BackendUnavailableError, InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helpers.tiny_bundle import Tiny
+
+WHOLE = {
+    "openvino": Availability("openvino", "2026.4", ("cpu",), ("fp32", "fp16", "bf16")),
+    "onnxruntime": Availability("onnxruntime", "1.31", ("cpu",), ("fp32", "fp16")),
+}
+
+
+@pytest.fixture
+def bundle(tiny: Tiny) -> Bundle:
+    return Bundle.open(tiny.path)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, **found: Availability) -> None:
+    """Let the probes answer as on a machine where `found` differs from `WHOLE`."""
+    answers = {**WHOLE, **found}
+    monkeypatch.setattr(openvino, "probe", lambda: answers["openvino"])
+    monkeypatch.setattr(onnxruntime, "probe", lambda: answers["onnxruntime"])
+
+
+def test_auto_takes_openvino_in_fp32_and_says_why(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    choice = backends.select(bundle=bundle)
+    assert (choice.name, choice.device, choice.precision) == ("openvino", "cpu", "fp32")
+    assert str(choice) == "openvino on cpu in fp32: version 2026.4, the fastest exact backend on this machine"
+
+
+def test_auto_names_what_it_passed_over(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, openvino=Availability("openvino", None, problem="not installed: pip install it"))
+    choice = backends.select(bundle=bundle)
+    assert choice.name == "onnxruntime"
+    assert choice.passed_over == ("openvino: not installed: pip install it",)
+    assert str(choice).endswith("backend on this machine; passed over: openvino: not installed: pip install it")
+
+
+def test_asked_by_name_is_taken_by_name(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    choice = backends.select("onnxruntime", "cpu", "fp16", bundle=bundle)
+    assert str(choice) == "onnxruntime on cpu in fp16: version 1.31, asked for by name"
+
+
+def test_bf16_is_taken_only_when_asked(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    assert backends.select(bundle=bundle).precision == "fp32"
+    assert backends.select(precision="bf16", bundle=bundle).name == "openvino"
+    pretend(monkeypatch, openvino=Availability("openvino", "2026.4", ("cpu",), ("fp32", "fp16")))
+    text = (
+        "backend auto, device cpu, precision bf16 cannot be had here. "
+        "openvino: it computes in fp32, fp16 here, not in bf16; "
+        "onnxruntime: it computes in fp32, fp16 here, not in bf16. "
+        "Available: openvino 2026.4: cpu in fp32, fp16; onnxruntime 1.31: cpu in fp32, fp16"
+    )
+    with pytest.raises(BackendUnavailableError) as caught:
+        backends.select(precision="bf16", bundle=bundle)
+    assert str(caught.value) == text
+
+
+def test_a_gpu_is_taken_when_asked_and_only_then(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, onnxruntime=Availability("onnxruntime", "1.31", ("cpu", "cuda"), ("fp32", "fp16")))
+    assert backends.select(bundle=bundle).device == "cpu"
+    choice = backends.select(device="cuda", bundle=bundle)
+    assert (choice.name, choice.device) == ("onnxruntime", "cuda")
+    assert choice.passed_over == ("openvino: it runs on cpu here, not on cuda",)
+
+
+def test_cuda_that_is_not_there_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    with pytest.raises(BackendUnavailableError, match=r"it runs on cpu here, not on cuda; install: .* onnxruntime-gpu"):
+        backends.select("onnxruntime", "cuda", bundle=bundle)
+
+
+def test_nothing_installed_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = {name: Availability(name, None, problem="not installed") for name in WHOLE}
+    pretend(monkeypatch, **nothing)
+    with pytest.raises(BackendUnavailableError, match=r'Available: none; pip install "milnce\[onnxruntime\]"'):
+        backends.select(bundle=bundle)
+
+
+def test_names_that_do_not_exist_are_refused_with_those_that_do(bundle: Bundle) -> None:
+    with pytest.raises(BackendUnavailableError, match="backend 'tflite' asked for; backends are auto, openvino, onnx"):
+        backends.select("tflite", bundle=bundle)
+    with pytest.raises(InputError, match="device 'gpu' given; devices are auto, cpu, cuda"):
+        backends.select(device="gpu", bundle=bundle)
+    with pytest.raises(InputError, match="precision 'int8' given; precisions are fp32, fp16, bf16"):
+        backends.select(precision="int8", bundle=bundle)
+
+
+def test_a_bundle_without_the_precision_is_named(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b", precisions=["fp32"])
+    with pytest.raises(BackendUnavailableError, match=r"precision fp16 needs fp16 graphs; bundle '.*/b' has fp32"):
+        backends.select(precision="fp16", bundle=Bundle.open(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_missing_package_is_a_problem_with_its_cure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(metadata, "distribution", refuse)
+    found = {"openvino": openvino, "onnxruntime": onnxruntime}[name].probe()
+    assert found.problem == f'not installed: pip install "milnce[{name}]"'
+    assert (found.version, found.devices, found.usable) == (None, (), False)
+    assert str(found) == f"{name}: {found.problem}"
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_package_that_does_not_load_is_told_from_a_missing_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def broken(module: str, *arguments: object, **options: object) -> object:
+        if module == name:
+            raise ImportError("libcore.so: cannot open shared object file")
+        return original(module, *arguments, **options)  # type: ignore[arg-type] # passed on as it came
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    found = {"openvino": openvino, "onnxruntime": onnxruntime}[name].probe()
+    assert found.problem is not None
+    assert found.problem.startswith("installed but does not load (libcore.so: cannot open shared object file); rein")
+
+
+def test_two_packages_that_own_one_module_are_a_clash(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "distribution", lambda _: object())
+    found = onnxruntime.probe()
+    assert found.problem == (
+        "onnxruntime and onnxruntime-gpu are installed together and overwrite each other; "
+        "cure: pip uninstall -y onnxruntime onnxruntime-gpu, then install only the one you need"
+    )
+    with pytest.raises(BackendUnavailableError, match="are installed together and overwrite each other"):
+        backends.select("onnxruntime", bundle=bundle)
+
+
+def test_available_lists_each_backend_as_this_machine_has_it() -> None:
+    found = backends.available()
+    assert [item.name for item in found] == ["openvino", "onnxruntime"]
+    for item in found:
+        assert item.usable
+        assert item.version == metadata.version(item.name)
+        assert "fp32" in item.precisions
+        assert "cpu" in item.devices
+
+
+def refuse(package: str) -> object:
+    raise metadata.PackageNotFoundError(package)
