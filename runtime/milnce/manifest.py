@@ -6,15 +6,15 @@ The reader trusts nothing: every field is checked, and everything that is wrong 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from milnce.errors import BundleError, BundleVersionError
+from milnce.json_fields import Fields, brief, repeated
 from milnce.specs import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
 FORMAT = "milnce-bundle"
 FORMAT_VERSION = 1
@@ -32,9 +32,6 @@ SIGNATURES: Mapping[tuple[str, str], tuple[_Signature, _Signature]] = {
     ("projection", "mixed_5c"): ((("mixed_5c", "float32", 2),), (("video_embedding", "float32", 2),)),
 }
 MODULES = ("video", "text", "projection")
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +151,7 @@ class Manifest:
         """
         _check_format(value, source)
         problems: list[str] = []
-        root = _Fields(value, "the manifest", problems)
+        root = Fields(value, "the manifest", problems)
         root.get("format", str)
         manifest = cls(
             format_version=root.get("format_version", int),
@@ -201,60 +198,14 @@ def encode(manifest: Manifest, *, source: str) -> bytes:
     return data
 
 
-class _Fields:
-    """Takes typed fields out of a JSON object, noting what is missing, wrong or left over."""
-
-    _EMPTY: Mapping[type, Callable[[], Any]] = {str: str, int: int, list: list, dict: dict}
-
-    def __init__(self, value: object, where: str, problems: list[str]) -> None:
-        self.where = where
-        self.problems = problems
-        self.left: dict[str, Any] = dict(value) if isinstance(value, dict) else {}
-        self.sound = isinstance(value, dict)
-        if not self.sound:
-            problems.append(f"{where} must be an object, not {_brief(value)}")
-
-    def get(self, key: str, kind: type, test: Callable[[Any], object] | None = None, expected: str = "") -> Any:  # noqa: ANN401 - the caller names the type
-        """Return field `key`, or an empty value of the same kind after noting the problem."""
-        empty = self._EMPTY[kind]()
-        if not self.sound:
-            return empty
-        if key not in self.left:
-            self.problems.append(f"{self.where} lacks {key!r}")
-            return empty
-        value = self.left.pop(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            self.problems.append(f"{self.where}: {key!r} must be of type {kind.__name__}, not {_brief(value)}")
-            return empty
-        if test is not None and not test(value):
-            self.problems.append(f"{self.where}: {key!r} {expected}, not {_brief(value)}")
-        return value
-
-    def sha256(self, key: str) -> str:
-        value: str = self.get(key, str, _SHA256.fullmatch, "must be 64 hex digits")
-        return value
-
-    def file(self) -> str:
-        value: str = self.get("file", str, _is_plain_file, "must be a plain file name inside the folder")
-        return value
-
-    def positive(self, key: str) -> int:
-        value: int = self.get(key, int, lambda number: number > 0, "must be at least 1")
-        return value
-
-    def close(self) -> None:
-        if self.left:
-            self.problems.append(f"{self.where} has unknown fields: {', '.join(map(_brief, sorted(self.left)))}")
-
-
 def _check_format(value: object, source: str) -> None:
     """Refuse what is no bundle, and what a newer release wrote, before looking at fields it may have changed."""
     name = value.get("format") if isinstance(value, dict) else None
     if not isinstance(value, dict) or name != FORMAT:
-        raise BundleError(f"{source}: format is {_brief(name)}; {FORMAT!r} expected, so this is not a milnce bundle")
+        raise BundleError(f"{source}: format is {brief(name)}; {FORMAT!r} expected, so this is not a milnce bundle")
     version = value.get("format_version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise BundleError(f"{source}: format_version is {_brief(version)}; a whole number of at least 1 expected")
+        raise BundleError(f"{source}: format_version is {brief(version)}; a whole number of at least 1 expected")
     if version > FORMAT_VERSION:
         raise BundleVersionError(
             f"{source} is of format {version}; this release reads up to {FORMAT_VERSION}. "
@@ -263,7 +214,7 @@ def _check_format(value: object, source: str) -> None:
 
 
 def _graph(value: object, index: int, problems: list[str]) -> GraphFile:
-    fields = _Fields(value, f"graph {index}", problems)
+    fields = Fields(value, f"graph {index}", problems)
     graph = GraphFile(
         module=fields.get("module", str),
         input_form=fields.get("input_form", str),
@@ -282,11 +233,11 @@ def _graph(value: object, index: int, problems: list[str]) -> GraphFile:
     return graph
 
 
-def _specs(fields: _Fields, key: str) -> tuple[TensorSpec, ...]:
+def _specs(fields: Fields, key: str) -> tuple[TensorSpec, ...]:
     return tuple(spec for item in fields.get(key, list) for spec in _spec(item, key, fields))
 
 
-def _spec(item: object, key: str, fields: _Fields) -> list[TensorSpec]:
+def _spec(item: object, key: str, fields: Fields) -> list[TensorSpec]:
     try:
         return [TensorSpec.from_json(item)]
     except BundleError as error:
@@ -298,7 +249,7 @@ def _check_signature(graph: GraphFile, where: str, problems: list[str]) -> None:
     signature = SIGNATURES.get((graph.module, graph.input_form))
     if signature is None:
         known = ", ".join(f"{module}/{form}" for module, form in SIGNATURES)
-        given = f"{_brief(graph.module)}/{_brief(graph.input_form)}"
+        given = f"{brief(graph.module)}/{brief(graph.input_form)}"
         problems.append(f"{where}: module and input_form are {given}; known are {known}")
         return
     for key, specs, expected in (("inputs", graph.inputs, signature[0]), ("outputs", graph.outputs, signature[1])):
@@ -315,7 +266,7 @@ def _tensors(tensors: Iterable[tuple[str, str, int]]) -> str:
 
 
 def _vocabulary(value: object, problems: list[str]) -> VocabularyFile:
-    fields = _Fields(value, "vocabulary", problems)
+    fields = Fields(value, "vocabulary", problems)
     vocabulary = VocabularyFile(
         file=fields.file(),
         sha256=fields.sha256("sha256"),
@@ -327,7 +278,7 @@ def _vocabulary(value: object, problems: list[str]) -> VocabularyFile:
 
 
 def _sampling(value: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    fields = _Fields(value, "sampling", problems)
+    fields = Fields(value, "sampling", problems)
     sampling = {
         "preset": fields.get("preset", str, bool, "must not be empty"),
         "size": fields.positive("size"),
@@ -341,33 +292,14 @@ def _conflicts(manifest: Manifest) -> list[str]:
     problems = [] if manifest.graphs else ["there are no graphs"]
     kinds = [(graph.module, graph.input_form, graph.precision) for graph in manifest.graphs]
     files = [MANIFEST_FILE, manifest.vocabulary.file, *(graph.file for graph in manifest.graphs)]
-    problems += [f"graph {'/'.join(kind)} is listed twice" for kind in _repeated(kinds)]
-    problems += [f"file {name!r} is named twice" for name in _repeated(name.lower() for name in files)]
+    problems += [f"graph {'/'.join(kind)} is listed twice" for kind in repeated(kinds)]
+    problems += [f"file {name!r} is named twice" for name in repeated(name.lower() for name in files)]
     return problems
 
 
-def _repeated(items: Iterable[Any]) -> list[Any]:
-    seen: set[Any] = set()
-    twice: dict[Any, None] = {}
-    for item in items:
-        if item in seen:
-            twice[item] = None
-        seen.add(item)
-    return list(twice)
-
-
-def _is_plain_file(name: str) -> bool:
-    return _PLAIN_FILE.fullmatch(name) is not None
-
-
-def _brief(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004 - a message line's worth
-
-
 def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key in _repeated(key for key, _ in pairs):
-        raise ValueError(f"{_brief(key)} occurs twice in one object")
+    for key in repeated(key for key, _ in pairs):
+        raise ValueError(f"{brief(key)} occurs twice in one object")
     return dict(pairs)
 
 

@@ -306,3 +306,17 @@ def test_different_clips_and_their_mirrors_get_different_embeddings(model: milnc
     rows = model.encode_video(np.concatenate(mirrors)).embedding
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1) + 10 * np.eye(len(rows))
     assert distances.min() > 1e-2
+
+
+def test_embed_files_hands_everything_to_the_pipeline(model: milnce.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def noted(*arguments: object, **options: object) -> Iterator[object]:
+        calls.append((*arguments, options))
+        return iter(["result"])
+
+    monkeypatch.setattr("milnce.pipeline.embed_files", noted)
+    results = model.embed_files(["a.mp4"], preset="milnce-eval", batch_size=3, start_s=1.5, end_s=4.0)
+    assert [str(result) for result in results] == ["result"]
+    options = {"preset": "milnce-eval", "batch_size": 3, "start_s": 1.5, "end_s": 4.0}
+    assert calls == [(model, ["a.mp4"], options)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 from importlib import metadata
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -134,6 +135,13 @@ def test_a_package_that_does_not_load_is_told_from_a_missing_one(name: str, monk
     found = {"openvino": openvino, "onnxruntime": onnxruntime}[name].probe()
     assert found.problem is not None
     assert found.problem.startswith("installed but does not load (libcore.so: cannot open shared object file); rein")
+
+
+def test_an_empty_folder_left_by_an_uninstall_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    problem = onnxruntime.probe().problem
+    assert problem is not None
+    assert problem.startswith("installed but does not load (module 'onnxruntime' has no attribute")
 
 
 def test_two_packages_that_own_one_module_are_a_clash(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,13 @@ def probe() -> Availability:
         )
     try:
         import onnxruntime  # noqa: PLC0415 - backends load on use
-    except ImportError as error:
+
+        version, providers = str(onnxruntime.__version__), onnxruntime.get_available_providers()
+    except (ImportError, OSError, AttributeError) as error:  # AttributeError: an uninstall left an empty folder
         problem = f"installed but does not load ({error}); reinstall it" if packages else "not installed"
         return Availability(NAME, None, problem=f"{problem}: {_INSTALL}")
-    providers = onnxruntime.get_available_providers()
     devices = tuple(device for device, provider in _PROVIDERS.items() if provider in providers)
-    return Availability(NAME, str(onnxruntime.__version__), devices, ("fp32", "fp16"))
+    return Availability(NAME, version, devices, ("fp32", "fp16"))
 
 
 def open_graph(model: bytes, graph: GraphFile, *, device: str, precision: str, threads: int | None) -> Backend:

@@ -32,7 +32,7 @@ def probe() -> Availability:
     """Say what OpenVINO can do here. Never raises."""
     try:
         openvino = _import_openvino()
-    except ImportError as error:
+    except (ImportError, OSError, AttributeError) as error:
         installed = _is_installed()
         problem = f"installed but does not load ({error}); reinstall it" if installed else "not installed"
         return Availability(NAME, None, problem=f"{problem}: {_INSTALL}")
