@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import milnce
 import pytest
-from milnce.cli import app
 from typer.testing import CliRunner
 
+import milnce
 from helpers.commands import Ran, Tiny, command, environment
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import make_video
+from milnce.cli import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

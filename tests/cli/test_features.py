@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
+
 from milnce import feature_files
 from milnce.errors import InputError, MissingDependencyError, OutputError
 from milnce.features import Features, FeaturesMetadata, FeatureWriter, read_features
 from milnce.pipeline import WindowSpan
-from pyarrow import parquet
 
 METADATA = FeaturesMetadata("ab" * 32, "sliding", "cd" * 32, {"fps": 10.0}, "onnxruntime cpu", "fp32", "0.1.0")
 FORMATS = ("features.npz", "features.parquet")
@@ -196,7 +197,7 @@ def test_a_flipped_byte_in_an_npz_is_noticed(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match="damaged, or not an NPZ .*CRC"):
+    with pytest.raises(InputError, match=r"damaged, or not an NPZ .*CRC"):
         read_features(path)
 
 

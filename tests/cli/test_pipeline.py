@@ -6,23 +6,22 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import milnce
 import numpy as np
 import pytest
+
+import milnce
+from helpers.tiny_bundle import write_tiny_bundle
+from helpers.videos import make_audio, make_video, real_videos, truncate
 from milnce import video
 from milnce.errors import BackendError, BundleError, InputError, VideoError
 from milnce.pipeline import FileEmbeddings, WindowSpan, embed_files, resolve_preset
 from milnce.video import get_preset, iter_windows
 
-from helpers.tiny_bundle import write_tiny_bundle
-from helpers.videos import make_audio, make_video, real_videos, truncate
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from milnce.model import Model
-
     from helpers.commands import Tiny
+    from milnce.model import Model
 
 PRESET = get_preset("sliding", frames=4, size=32, stride_frames=3)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from milnce import search
 from milnce.errors import InputError
 from milnce.search import WindowPool, rank
@@ -51,7 +52,7 @@ def test_groups_keep_the_best_row_of_each(chunk: int, monkeypatch: pytest.Monkey
     text, embedding = drawn(200)
     groups = np.random.default_rng(1).integers(0, 20, 200)
     scores = embedding @ text
-    best = sorted((int(np.flatnonzero(groups == g)[scores[groups == g].argmax()]) for g in set(groups.tolist())))
+    best = sorted(int(np.flatnonzero(groups == g)[scores[groups == g].argmax()]) for g in set(groups.tolist()))
     ranking = rank(text, embedding, 200, groups=groups)
     assert sorted(ranking.index.tolist()) == best
     assert (np.diff(ranking.score) <= 0).all()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from milnce.errors import InputError, MissingDependencyError, OutputError
 from milnce.sheet import Tile, contact_sheet, save_sheet
-from PIL import Image
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -77,9 +77,8 @@ def export(  # noqa: PLR0913  # a command's options are its parameters
     if stem not in _STEMS:
         raise InputError(f"--stem {stem} given; one of {', '.join(_STEMS)} expected")
     require_converter()
-    from milnce_convert.convert import ExportOptions, export_bundle, export_seeded_bundle  # noqa: PLC0415
-
     from milnce.cli.progress import Stages  # noqa: PLC0415
+    from milnce_convert.convert import ExportOptions, export_bundle, export_seeded_bundle  # noqa: PLC0415
 
     export_options = ExportOptions(
         precisions=tuple(precision or ("fp32", "fp16")),
@@ -100,7 +99,7 @@ def export(  # noqa: PLR0913  # a command's options are its parameters
 
 def _check_source(weights: Path | None, vocabulary: Path | None, seeded: int | None, width: float | None) -> None:
     if seeded is None and (weights is None or vocabulary is None):
-        given = "--weights without --vocab" if weights else "--vocab without --weights" if vocabulary else "neither"
+        given = "--weights without --vocab" if weights else "--vocab without --weights" if vocabulary else "no weights"
         raise InputError(f"{given} given; --weights and --vocab are needed together, or --seeded SEED instead")
     if seeded is not None and (weights is not None or vocabulary is not None):
         raise InputError("--seeded given with --weights or --vocab; seeded weights take the place of both")

@@ -54,13 +54,51 @@ def _tensors(graph: GraphFile) -> str:
 
 
 def print_parity(bundle: Bundle) -> None:
-    """Print the figures that `milnce export` measured for each graph against the PyTorch towers."""
+    """Print what `milnce export` measured against the PyTorch towers: a line for each output, one for all blocks."""
+    lines = [(graph, *line) for graph in bundle.manifest.graphs for line in _measurements(graph.parity)]
+    figures = list(dict.fromkeys(name for _, _, record in lines for name in record))
+    if not figures:
+        return
     rows = []
-    for graph in bundle.manifest.graphs:
-        for number, (name, text) in enumerate(flatten(graph.parity)):
-            rows.append([graph.file if number == 0 else "", name, text])
-    if rows:
-        print_table([("parity with PyTorch", "left"), ("figure", "left"), ("value", "right")], rows)
+    for index, (graph, what, record) in enumerate(lines):
+        first = index == 0 or lines[index - 1][0] is not graph
+        cells = [_figure(name, record[name]) if name in record else "" for name in figures]
+        rows.append([graph.file if first else "", what, *cells])
+    headings = [(name.replace("_", " "), "right") for name in figures]
+    print_table([("parity with PyTorch", "left"), ("", "left"), *headings], rows)
+
+
+def _measurements(parity: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield what was compared and its figures; the many blocks become one line with the worst of each figure."""
+    for name, group in (("", parity), *((key, value) for key, value in parity.items() if isinstance(value, dict))):
+        records = dict(_records(group)) if name else {"": _figures(parity)}
+        if name == "blocks" and records:
+            names = dict.fromkeys(key for record in records.values() for key in record)
+            worst = {key: _worst(key, [record[key] for record in records.values() if key in record]) for key in names}
+            records = {f"worst of {len(records)} blocks": worst}
+        yield from ((what, record) for what, record in records.items() if record)
+
+
+def _records(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            name = f"{prefix}{key}"
+            if _figures(value):
+                yield name, _figures(value)
+            yield from _records(value, f"{name}, ")
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if isinstance(value, float)}
+
+
+def _worst(name: str, values: list[float]) -> float:
+    return min(values) if "cosine" in name else max(values)
+
+
+def _figure(name: str, value: float) -> str:
+    # Cosines differ from 1 in their last digits only; errors differ by orders of magnitude.
+    return f"{value:.8f}" if "cosine" in name else f"{value:.1e}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

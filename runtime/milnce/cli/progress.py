@@ -92,7 +92,7 @@ class Stages:
         # A stage that failed is not reported as done: the error that follows says what happened.
         self._end(done=kind is None)
 
-    def __call__(self, stage: str, _: float | None = None) -> None:
+    def __call__(self, stage: str) -> None:
         """Begin a stage, or go on with it when it is the one under way."""
         if stage == self._stage:
             return
