@@ -83,7 +83,7 @@ class FrameReader:
             Whether it moved: frames between the last one read and the next one were then passed over (or come again).
         """
         position_s = Fraction(0) if self._last is None else self._last.time_s
-        if not self._seekable or time_s - position_s < self._worthwhile_s or not self._key_between(position_s, time_s):
+        if not self._seekable or time_s - position_s <= self._worthwhile_s or not self._key_between(position_s, time_s):
             return False
         back_s = Fraction(0)
         while True:
