@@ -51,6 +51,12 @@ class Towers:
     words: tuple[str, ...]
     config: TowersConfig
 
+    def __post_init__(self) -> None:
+        """Refuse a vocabulary that does not fit the table: OpenVINO reads rows that are not there as zeros."""
+        rows = self.text.word_embd.num_embeddings
+        if rows != len(self.words) + 1:
+            raise CheckpointError(f"{len(self.words)} words need a table of {len(self.words) + 1} rows; it has {rows}")
+
     def digest(self) -> str:
         """Return the sha256 of every weight and word: the same for every export of the same model."""
         total = hashlib.sha256()
@@ -124,6 +130,8 @@ def _problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
             continue
         if tensor.shape != expected[name].shape:
             lines.append(f"wrong shape: {name} {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+        elif tensor.layout != torch.strided or tensor.is_meta:
+            lines.append(f"no plain values: {name} is sparse or has no data; save dense tensors")
         elif not tensor.is_floating_point():
             lines.append(f"wrong dtype: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected a float")
         elif not bool(torch.isfinite(tensor).all()):
@@ -185,6 +193,7 @@ def _load_torch(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; th
         TypeError,
         AttributeError,
         IndexError,
+        AssertionError,
         zipfile.BadZipFile,
     ) as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
@@ -211,9 +220,18 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
             are not single words.
     """
     _require_file(path, "vocabulary")
-    words = path.read_text("utf-8").splitlines() if path.suffix == ".txt" else _read_word_array(path)
+    try:
+        words = _read_word_lines(path) if path.suffix == ".txt" else _read_word_array(path)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text ({error}); save the word list as UTF-8") from error
     _check_words(path, words)
     return tuple(words)
+
+
+def _read_word_lines(path: Path) -> list[str]:
+    # Not str.splitlines, which also splits at U+2028 and its like: a row too many would shift every later word's id.
+    text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n")
 
 
 def _read_word_array(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _FP16_MAX = float(np.finfo(np.float16).max)
 
-# Means over up to 100,000 values and the gates' sigmoids, which FP16 would round before they scale whole channels.
+# Means over thousands of values and the gates' sigmoids, which FP16 would round before they scale whole channels.
 _KEPT_OPERATORS = frozenset({"GlobalAveragePool", "Sigmoid", "Flatten", "ReduceMean"})
 
 

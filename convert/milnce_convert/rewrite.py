@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PassManager
 from onnx_ir.passes.common import (
+    DeduplicateInitializersPass,
     IdentityEliminationPass,
     RemoveUnusedNodesPass,
     RemoveUnusedOpsetsPass,
@@ -206,7 +207,14 @@ class PadIntoMaxPool(RewriteRuleClassBase):
 
 
 class GateToConvolution(RewriteRuleClassBase):
-    """Mean, Gemm, Sigmoid, Unsqueeze twice, Mul: the same with the axes kept and a 1x1x1 convolution for the Gemm."""
+    """Mean, Gemm, Sigmoid, Unsqueeze twice, Mul: the same with the axes kept and a 1x1x1 convolution for the Gemm.
+
+    The mean is taken over space, before the convolution, and over time, after it: both are linear, so their order is
+    free. One mean over all of 16x56x56 values is summed one by one by the CPU backends; in two steps, with something
+    between them that keeps OpenVINO from merging them again, the error of the whole tower at 32x224x224 falls from
+    5.6e-5 of the spread to 4e-6 on ONNX Runtime, and from 1.9e-4 to 2e-5 on OpenVINO, for T times a cost that is 1e-5
+    of the tower's.
+    """
 
     def __init__(self, *, swapped: bool) -> None:
         super().__init__(name=f"{type(self).__name__}{'Swapped' if swapped else ''}")
@@ -248,8 +256,11 @@ class GateToConvolution(RewriteRuleClassBase):
         if weight is None:
             raise AssertionError(w)
         kernel = _initializer(op, w, ".kernel", weight[:, :, None, None, None])
-        gate = op.Sigmoid(op.Conv(op.GlobalAveragePool(x), kernel, b, kernel_shape=[1, 1, 1]))
-        return op.Mul(x, gate)
+        space, time = (
+            _initializer(op, w, f".{name}", np.array(axes)) for name, axes in (("space", [3, 4]), ("time", [2]))
+        )
+        frames = op.Conv(op.ReduceMean(x, space, keepdims=1), kernel, b, kernel_shape=[1, 1, 1])
+        return op.Mul(x, op.Sigmoid(op.ReduceMean(frames, time, keepdims=1)))
 
 
 class MeanToGlobalAveragePool(RewriteRuleClassBase):
@@ -308,5 +319,11 @@ def simplify(model: ir.Model, *, fold_stem: bool = True) -> ir.Model:
     """
     rules = [STEM_CUT, *([FOLD_STEM] if fold_stem else []), *GATES, POOLED_MEAN, POOL_PADS]
     passes = [RewritePass([rule]) for rule in rules]
-    clean = [IdentityEliminationPass(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass(), TopologicalSortPass()]
+    clean = [
+        IdentityEliminationPass(),
+        DeduplicateInitializersPass(),
+        RemoveUnusedNodesPass(),
+        RemoveUnusedOpsetsPass(),
+        TopologicalSortPass(),
+    ]
     return PassManager([*passes, *clean])(model).model
