@@ -12,7 +12,7 @@ import numpy as np
 from milnce.errors import BundleError, InputError, MilnceError, VideoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -216,7 +216,13 @@ def _stream(
         file = _File(path)
         pending.append(file)
         try:
-            _decode(embedder, file, span_s, on_window)
+            with closing(_decode(embedder, file, span_s)) as spans:
+                for span in spans:
+                    if on_window is not None:
+                        on_window(path, span)
+                    # A batch filled by this file may have finished the ones before it: they need not wait for its end.
+                    while pending[0].done:
+                        yield embedder.result(pending.popleft())
         except (VideoError, OSError) as error:
             embedder.drop(file)
             file.fail(error if isinstance(error, VideoError) else VideoError(f"{path}: {error}"))
@@ -228,11 +234,9 @@ def _stream(
 
 
 def _decode(
-    embedder: _Embedder,
-    file: _File,
-    span_s: tuple[float | None, float | None],
-    on_window: Callable[[Path, WindowSpan], None] | None,
-) -> None:
+    embedder: _Embedder, file: _File, span_s: tuple[float | None, float | None]
+) -> Generator[WindowSpan, None, None]:
+    """Put the file's windows into the batch, and yield after each."""
     from milnce.video import iter_windows  # noqa: PLC0415  # needs PyAV, which is optional
 
     with closing(iter_windows(file.path, embedder.preset, start_s=span_s[0], end_s=span_s[1])) as windows:
@@ -240,8 +244,7 @@ def _decode(
             span = WindowSpan(window.index, window.start_s, window.end_s)
             file.spans.append(span)
             embedder.add(file, window.clip)
-            if on_window is not None:
-                on_window(file.path, span)
+            yield span
     if not file.spans:
         raise VideoError(f"{file.path}: no window lies between the given start and end; widen them")
     file.decoded = True

@@ -141,14 +141,25 @@ def test_results_come_while_later_files_are_not_yet_opened(model: Model, videos:
     assert [item.error for item in stream] == [None, None, None]
 
 
+def test_a_file_does_not_wait_for_the_end_of_the_next(model: Model, videos: Path) -> None:
+    seen: list[Path] = []
+    paths = [videos / "a.mp4", videos / "c.mp4"]
+    alone = len(next(embed_files(model, paths[:1], preset=PRESET)).windows)
+    assert alone % 2 == 1, "a last window must be left in the batch"
+    stream = embed_files(model, paths, preset=PRESET, batch_size=2, on_window=lambda path, _: seen.append(path))
+    assert next(stream).path == paths[0]
+    assert seen == [paths[0]] * alone + [paths[1]]
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only counted
 
 
 def test_stopping_early_closes_the_decoder(model: Model, videos: Path) -> None:
     before = open_files()
-    stream = embed_files(model, [videos], preset=PRESET, batch_size=1)
+    stream = embed_files(model, [videos / "a.mp4", videos / "c.mp4"], preset=PRESET, batch_size=2)
     next(stream)
+    assert open_files() > before, "the second file is under way"
     stream.close()  # type: ignore[attr-defined]  # it is a generator
     assert open_files() == before
 

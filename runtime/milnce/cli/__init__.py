@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -50,5 +51,8 @@ def main() -> NoReturn:
     """Run the command line and exit the process."""
     # A polite kill ends as Ctrl-C does, through the `finally`s that remove temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name the terminal's encoding lacks is shown escaped, as on stderr, and is no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="milnce")
     sys.exit(0)

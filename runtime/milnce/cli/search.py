@@ -26,6 +26,7 @@ from milnce.cli.common import (
     describe_model,
     describe_preset,
     failures_json,
+    make_console,
     open_model,
     print_json,
     print_table,
@@ -228,7 +229,8 @@ def _print(moments: Sequence[Moment], lowest: float) -> None:
 
 
 def _bar(fraction: float) -> str:
-    return "█" * round(fraction * _BAR_CELLS)
+    block = "█" if make_console().encoding.startswith("utf") else "#"
+    return block * round(fraction * _BAR_CELLS)
 
 
 def _when(moment: Moment) -> str:
