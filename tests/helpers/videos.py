@@ -212,7 +212,8 @@ def stored_for(shown: Picture, matrix: tuple[int, int, int, int]) -> Picture:
     stored_height, stored_width = (height, width) if a or d else (width, height)
     y, x = np.mgrid[:stored_height, :stored_width]
     shown_x, shown_y = a * x + c * y, b * x + d * y
-    return shown[shown_y - shown_y.min(), shown_x - shown_x.min()]
+    stored: Picture = shown[shown_y - shown_y.min(), shown_x - shown_x.min()]
+    return stored
 
 
 def truncate(path: Path, keep: float) -> Path:
@@ -298,9 +299,10 @@ def ffmpeg_clip(
         slot, origin = 0, None
         for frame in [*container.decode(stream), None]:
             if frame is not None:
-                origin = frame.pts if origin is None else origin
+                pts = frame.pts or 0
+                origin = pts if origin is None else origin
                 scale = int(ticks * (frame.time_base or 0))
-                frame.pts = (frame.pts - origin) * scale - start_us * int(ticks) // 1_000_000
+                frame.pts = (pts - origin) * scale - start_us * int(ticks) // 1_000_000
                 frame.duration *= scale
                 frame.time_base = Fraction(1, int(ticks))
             graph.push(frame)

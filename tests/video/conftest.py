@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
+
 from helpers.videos import KINDS, loop_video, make_video
 
 if TYPE_CHECKING:

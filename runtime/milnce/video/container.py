@@ -145,19 +145,21 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[OpenVideo]:
 def _open_file(path: Path) -> BinaryIO:
     try:
         status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise VideoError(f"{path}: a directory, not a video file; find_videos lists the videos in a directory")
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError(f"{path}: not a regular file (a device, pipe or socket); give a video file")
-        if status.st_size == 0:
-            raise VideoError(f"{path}: empty (0 bytes); copy or download it again")
-        return path.open("rb")
+        # Before opening: to open a pipe waits for its writer.
+        file = path.open("rb") if stat.S_ISREG(status.st_mode) and status.st_size else None
     except FileNotFoundError as error:
         raise VideoError(f"{path}: no such file; check the path (addresses are not opened: download first)") from error
     except PermissionError as error:
         raise VideoError(f"{path}: permission denied; make it readable for this user") from error
     except (OSError, ValueError) as error:
-        raise VideoError(f"{path}: cannot be opened ({error})") from error
+        raise VideoError(f"{path}: cannot be opened ({error}); check the path") from error
+    if file is not None:
+        return file
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(f"{path}: a directory, not a video file; find_videos lists the videos in a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(f"{path}: not a regular file (a device, pipe or socket); give a video file")
+    raise VideoError(f"{path}: empty (0 bytes); copy or download it again")
 
 
 def _truncation_of(path: Path) -> str | None:

@@ -140,24 +140,26 @@ def resize_bilinear(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     Two taps around half-pixel centres, edges repeated, no antialiasing, fixed-point weights.
     """
-    top, bottom, row_weights = _taps(picture.shape[0], size)
-    left, right, column_weights = _taps(picture.shape[1], size)
+    rows, row_weights = _taps(picture.shape[0], size)
+    columns, column_weights = _taps(picture.shape[1], size)
+    # Along a row OpenCV gives an edge pixel the whole weight; down a column it splits the weight and truncates twice.
+    at_edge = columns[0] == columns[1]
+    column_weights[:, at_edge] = [[_FIXED_POINT], [0]]
     pixels = picture.astype(np.int32)
-    near, far = column_weights[:, None], (_FIXED_POINT - column_weights)[:, None]
-    rows = pixels[:, left] * near + pixels[:, right] * far
-    near, far = row_weights[:, None, None], (_FIXED_POINT - row_weights)[:, None, None]
+    near, far = column_weights[:, :, None]
+    mixed = pixels[:, columns[0]] * near + pixels[:, columns[1]] * far
+    near, far = row_weights[:, :, None, None]
     # OpenCV's VResizeLinear for uchar, shift for shift.
-    mixed = (((rows[top] >> 4) * near) >> 16) + (((rows[bottom] >> 4) * far) >> 16)
-    return ((mixed + 2) >> 2).astype(np.uint8)
+    above = ((mixed[rows[0]] >> 4) * near) >> 16
+    below = ((mixed[rows[1]] >> 4) * far) >> 16
+    resized: NDArray[np.uint8] = ((above + below + 2) >> 2).astype(np.uint8)
+    return resized
 
 
-def _taps(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-    """Return, for each of `size` outputs, its two source indices and the first one's weight."""
-    centres = (np.arange(size, dtype=np.float64) + 0.5) * (length / size) - 0.5
-    first = np.floor(centres).astype(np.intp)
-    fraction = (centres - first).astype(np.float32)
-    outside = (first < 0) | (first >= length - 1)
-    first = np.clip(first, 0, length - 1)
-    fraction[outside] = 0
-    weights = np.rint((np.float32(1) - fraction) * _FIXED_POINT).astype(np.int32)
-    return first, np.minimum(first + 1, length - 1), weights
+def _taps(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+    """Return (2, size) source indices and (2, size) weights of the two taps of each output, rounded as OpenCV does."""
+    centres = ((np.arange(size, dtype=np.float64) + 0.5) * (length / size) - 0.5).astype(np.float32)
+    first = np.floor(centres)
+    fraction = centres - first
+    weights = np.rint(np.stack([np.float32(1) - fraction, fraction]) * _FIXED_POINT).astype(np.int32)
+    return np.clip(np.stack([first, first + 1]).astype(np.intp), 0, length - 1), weights

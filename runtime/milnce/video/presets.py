@@ -168,7 +168,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def get_preset(name: str | Preset, **overrides: Any) -> Preset:  # noqa: ANN401 - fields of several types
+def get_preset(name: str | Preset, /, **overrides: Any) -> Preset:  # noqa: ANN401 - fields of several types
     """Return a preset by name, with some of its fields replaced.
 
     Args:

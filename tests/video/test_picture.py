@@ -1,0 +1,178 @@
+"""Pixels: upright, cropped, scaled and coloured as ffmpeg does; OpenCV's bilinear for the notebook's preset."""
+
+from __future__ import annotations
+
+import hashlib
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+import pytest
+
+from helpers.videos import (
+    ffmpeg_clip,
+    make_video,
+    numbered,
+    read_number,
+    read_numbers,
+    real_video,
+    set_display_matrix,
+    stored_for,
+)
+from milnce.errors import InputError
+from milnce.video import Preset, get_preset, iter_windows, probe_video, read_frame
+from milnce.video.picture import crop_center_square, resize_bilinear
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# The eight ways a picture can lie: each matrix with the clockwise turn that `probe_video` reports for it.
+MATRICES = {
+    (1, 0, 0, 1): 0,
+    (0, 1, -1, 0): 90,
+    (-1, 0, 0, -1): 180,
+    (0, -1, 1, 0): 270,
+    (-1, 0, 0, 1): 180,
+    (1, 0, 0, -1): 0,
+    (0, 1, 1, 0): 90,
+    (0, -1, -1, 0): 270,
+}
+
+
+@pytest.mark.parametrize(("matrix", "turn"), MATRICES.items())
+def test_rotated_and_mirrored_videos_are_shown_upright(
+    matrix: tuple[int, int, int, int], turn: int, tmp_path: Path
+) -> None:
+    size = (96, 64) if matrix[0] or matrix[3] else (64, 96)
+
+    def draw(number: int, _width: int, _height: int) -> NDArray[np.uint8]:
+        return stored_for(numbered(number), matrix)
+
+    path = set_display_matrix(make_video(tmp_path / "lying.mp4", frames=20, size=size, draw=draw), matrix)
+    info = probe_video(path)
+    assert (info.width, info.height, info.rotation) == (96, 64, turn)
+    assert read_frame(path, 0.3).shape == (64, 96, 3)
+    assert read_number(read_frame(path, 0.3)) == 7
+    for interpolation in ("bicubic", "bilinear"):
+        preset = Preset("all", 25.0, 20, 1, None, size=64, interpolation=interpolation)
+        (window,) = iter_windows(path, preset)
+        assert read_numbers(window.clip) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("odd.mp4", {"size": (97, 63), "pix_fmt": "yuv444p"}),
+        ("odd.webm", {"size": (95, 65)}),
+        ("odd.gif", {"size": (95, 65)}),
+        ("odd.avi", {"size": (95, 65), "codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("tall.mp4", {"size": (64, 128)}),
+        ("full-range.mp4", {"pix_fmt": "yuvj420p"}),
+        ("ten-bit.mp4", {"pix_fmt": "yuv420p10le"}),
+    ],
+)
+def test_odd_sizes_and_other_pixel_formats_agree_with_ffmpeg(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    path = make_video(tmp_path / name, frames=20, **changes)
+    info = probe_video(path)
+    assert (info.width, info.height) == changes.get("size", (96, 64))
+    (window,) = iter_windows(path, Preset("all", 25.0, 20, 1, None, size=112))
+    assert read_numbers(window.clip) == list(range(20))
+    assert np.array_equal(window.clip, ffmpeg_clip(path, 0, fps=25, frames=20, size=112))
+    assert read_frame(path, 0.3, height=33).shape[0] == 33
+
+
+@pytest.mark.parametrize("colorspace", ["bt709", "smpte170m"])
+def test_the_colour_matrix_that_a_video_declares_is_used(colorspace: str, tmp_path: Path) -> None:
+    options = {"x264-params": f"colorprim={colorspace}:transfer={colorspace}:colormatrix={colorspace}"}
+    path = make_video(tmp_path / "colour.mp4", frames=10, codec_options=options)
+    (window,) = iter_windows(path, Preset("all", 25.0, 10, 1, None, size=64))
+    assert np.array_equal(window.clip, ffmpeg_clip(path, 0, fps=25, frames=10, size=64))
+    # The two matrices do give different colours, so the test above can tell.
+    other = make_video(tmp_path / "plain.mp4", frames=10)
+    (plain,) = iter_windows(other, Preset("all", 25.0, 10, 1, None, size=64))
+    assert np.array_equal(plain.clip, window.clip) == (colorspace == "smpte170m")
+
+
+def test_transparent_gif_pixels_get_the_colour_that_ffmpeg_gives_them(tmp_path: Path) -> None:
+    path = tmp_path / "transparent.gif"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "bgr8"
+        for number in range(4):
+            picture = numbered(number, 32, 32)
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="bgr8")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    control = data.index(b"\x21\xf9\x04")
+    data[control + 3] |= 1  # declare one colour of the first frame transparent
+    data[control + 6] = 0
+    path.write_bytes(data)
+    (window,) = iter_windows(path, Preset("all", 10.0, 4, 1, None, size=32))
+    assert np.array_equal(window.clip, ffmpeg_clip(path, 0, fps=10, frames=4, size=32))
+
+
+def test_clips_are_rgb_uint8_and_contiguous() -> None:
+    (window,) = iter_windows(real_video("bikes"), get_preset("milnce-eval", windows=1))
+    assert window.clip.shape == (16, 224, 224, 3)
+    assert window.clip.dtype == np.uint8
+    assert window.clip.flags.c_contiguous
+    assert window.clip.flags.writeable
+
+
+# Computed with opencv-python-headless 4.14.0 (cv2.resize, its default INTER_LINEAR) from `pattern` below:
+# the centre square of it, resized, its bytes through SHA-256 and the first 16 digits of that.
+OPENCV = {
+    (5, 7, 4): "f625af974f104db4",
+    (48, 48, 224): "75a3194bd3ba1cb7",
+    (240, 135, 224): "2c5c2ccd665d2f1d",
+    (3, 3, 9): "66012367ddf5b38b",
+}
+
+
+def pattern(height: int, width: int) -> NDArray[np.uint8]:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([(x * 7 + y * 3) % 256, (x * y) % 251, (x * x + 5 * y) % 256], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("sizes", "digest"), OPENCV.items())
+def test_bilinear_is_opencv_s_to_the_bit(sizes: tuple[int, int, int], digest: str) -> None:
+    height, width, size = sizes
+    resized = resize_bilinear(crop_center_square(pattern(height, width)), size)
+    assert hashlib.sha256(resized.tobytes()).hexdigest()[:16] == digest
+
+
+def test_bilinear_takes_two_taps_at_half_pixel_centres() -> None:
+    row = np.array([0, 100, 200, 40], np.uint8)
+    picture = np.repeat(np.tile(row, (4, 1))[:, :, None], 3, axis=2)
+    # Halving: each output lies midway between two inputs. Doubling: a quarter off, edges repeated.
+    assert resize_bilinear(picture, 2)[0, :, 0].tolist() == [50, 120]
+    assert resize_bilinear(picture, 8)[3, :, 0].tolist() == [0, 25, 75, 125, 175, 160, 80, 40]
+    # No antialiasing: a 16th of the pixels decides.
+    spike = np.zeros((32, 32, 3), np.uint8)
+    spike[0, 0] = 255
+    assert not resize_bilinear(spike, 2).any()
+
+
+def test_crop_center_square_rounds_as_the_notebook_does() -> None:
+    assert crop_center_square(pattern(5, 8))[0, 0].tolist() == pattern(5, 8)[0, 2].tolist()
+    assert crop_center_square(pattern(7, 4))[0, 0].tolist() == pattern(7, 4)[1, 0].tolist()
+
+
+@pytest.mark.parametrize("time_s", [-0.1, float("nan"), float("inf")])
+def test_read_frame_refuses_times_that_are_none(time_s: float) -> None:
+    with pytest.raises(InputError, match="time_s must be a finite number of seconds, at least 0"):
+        read_frame(real_video("bikes"), time_s)
+
+
+def test_read_frame_refuses_a_height_of_nothing_and_shows_the_last_frame_past_the_end(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "short.mp4", frames=10)
+    with pytest.raises(InputError, match="height must be from 1 to 8192 pixels or None; got 0"):
+        read_frame(path, 0, height=0)
+    assert read_number(read_frame(path, 99.0)) == 9
