@@ -123,10 +123,13 @@ def compare(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating
         candidate: The same shape.
 
     Raises:
-        ParityError: if the shapes differ, there are fewer than two rows, or the reference's rows are all the same.
+        ParityError: if the shapes differ, there are fewer than two rows, or the reference's rows are all the same or not
+            finite.
     """
     if reference.shape != candidate.shape or reference.ndim != 2 or len(reference) < _LEAST_ROWS:  # noqa: PLR2004
         raise ParityError(f"cannot compare {candidate.shape} with {reference.shape}: the same (N >= 2, D) is needed")
+    if not np.isfinite(reference).all():
+        raise ParityError("the reference holds NaN or infinity, so nothing can be told from agreement with it")
     expected, found = reference.astype(np.float64), candidate.astype(np.float64)
     centre = expected.mean(axis=0)
     spread = float(np.linalg.norm(expected - centre, axis=1).mean())

@@ -56,6 +56,15 @@ def _strides(node: ir.Node, rank: int = 3) -> list[int]:
     return list(node.attributes.get_ints("strides", [1] * rank))
 
 
+def _is_plain(node: ir.Node) -> bool:
+    """Whether a convolution or pool has no dilation, no groups, and pads that are written out."""
+    attributes = node.attributes
+    dilated = any(dilation != 1 for dilation in attributes.get_ints("dilations", []))
+    return (
+        not dilated and attributes.get_int("group", 1) == 1 and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    )
+
+
 def is_non_negative(value: ir.Value | None) -> bool:
     """Whether a value can be seen to be >= 0 from the operators that make it."""
     node = value.producer() if value is not None else None
@@ -137,11 +146,15 @@ class FoldSpaceToDepth(RewriteRuleClassBase):
         result = MatchResult()
         if tuple(_node(cells).attributes.get_ints("perm", ())) != self.PERMUTATION:
             return result.fail("the transpose is not a space-to-depth by 2")
+        made = _node(cells).outputs[0].shape
+        if made is None or [size for size in made[1:4]] != [2, 2, 2]:  # noqa: C416  a Shape slice, not a list
+            return result.fail("the cells are not seen to be 2x2x2")
         weight = _constant(w)
         if weight is None or x.shape is None or x.shape[1] != weight.shape[1] // 8:
             return result.fail("the convolution does not take eight times the channels")
-        if _strides(_node(convolved)) != [1, 1, 1]:
-            return result.fail("the convolution is strided already")
+        node = _node(convolved)
+        if _strides(node) != [1, 1, 1] or not _is_plain(node):
+            return result.fail("the convolution is strided, dilated, grouped or padded by a rule")
         return result
 
     def rewrite(self, op: RewriterContext, x: ir.Value, w: ir.Value, convolved: ir.Value, **_: Any) -> ir.Value:
@@ -183,12 +196,12 @@ class PadIntoMaxPool(RewriteRuleClassBase):
         value = _constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else np.zeros(1)  # noqa: PLR2004
         if pad.attributes.get_string("mode", "constant") != "constant" or value is None or value.item() != 0:
             return result.fail("the pad is not by constant zeros")
-        if amounts is None or amounts.size != 10 or amounts[[0, 1, 5, 6]].any() or (amounts < 0).any():  # noqa: PLR2004
-            return result.fail("the pad is not on the three spatial axes of a rank 5 tensor")
-        if not is_non_negative(x):
-            return result.fail("the padded values may be negative")
-        if any(dilation != 1 for dilation in pool.attributes.get_ints("dilations", [1, 1, 1])):
-            return result.fail("the pool is dilated")
+        if amounts is None or len(pad.inputs) == 4 or amounts.size != 10:  # noqa: PLR2004  4: it names its axes
+            return result.fail("the pad is not of every axis of a rank 5 tensor")
+        if amounts[[0, 1, 5, 6]].any() or (amounts < 0).any() or not is_non_negative(x):
+            return result.fail("the pad is not on time and space alone, or the padded values may be negative")
+        if not _is_plain(pool):
+            return result.fail("the pool is dilated or padded by a rule")
         merged = _merged_pool_pads(pool, amounts)
         if any(pad >= size for pad, size in zip(merged, [*pool.attributes.get_ints("kernel_shape")] * 2, strict=True)):
             return result.fail("the pads would reach the kernel's size")
@@ -280,6 +293,9 @@ class MeanToGlobalAveragePool(RewriteRuleClassBase):
 def _is_spatial_mean(mean: ir.Value, axes: ir.Value) -> MatchResult:
     result, over = MatchResult(), _constant(axes)
     node = _node(mean)
+    value = node.inputs[0]
+    if value is None or value.shape is None or len(value.shape) != 5:  # noqa: PLR2004
+        return result.fail("not a mean over a rank 5 tensor")
     if over is None or tuple(sorted(over.tolist())) != _SPATIAL_AXES or node.attributes.get_int("keepdims", 1) != 0:
         return result.fail("not a mean over time and space that drops the axes")
     return result
