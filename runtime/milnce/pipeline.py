@@ -185,9 +185,8 @@ class _Embedder:
         count = len(self._owners)
         result = self.model.encode_video(self._clips[:count], batch_size=count)
         for file, embedding, mixed_5c in zip(self._owners, result.embedding, result.mixed_5c, strict=True):
-            # Copies: a view would keep the whole batch's output alive for as long as one of its rows is.
-            file.embedding.append(embedding.copy())
-            file.mixed_5c.append(mixed_5c.copy())
+            file.embedding.append(embedding)
+            file.mixed_5c.append(mixed_5c)
             file.waiting -= 1
         self._owners = []
 

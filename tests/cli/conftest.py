@@ -12,7 +12,7 @@ import milnce
 from helpers.commands import Ran, Tiny, command, environment
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import make_video
-from milnce.cli import app
+from milnce.cli.app import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -75,6 +75,27 @@ def test_info_shows_graphs_shapes_parity_and_origin(tiny: Tiny, run: Run) -> Non
         assert text in result.stdout
 
 
+def test_parity_is_one_line_an_output_and_the_worst_of_the_blocks(tiny: Tiny, tmp_path: Path, run: Run) -> None:
+    copy = shutil.copytree(tiny.path, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    manifest["graphs"][0]["parity"] = {
+        "gate": "fp32",
+        "outputs": {"mixed_5c": {"3 clips": {"rows": 3, "cosine": 0.5, "relative_error": 0.25, "identical": False}}},
+        "blocks": {
+            "mixed_3b": {"rows": 3, "cosine": 0.75, "relative_error": 3e-6},
+            "mixed_5c": {"rows": 3, "cosine": 0.625, "relative_error": 2e-6},
+        },
+    }
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    lines = [" ".join(line.split()) for line in run("info", copy).stdout.splitlines()]
+    assert "parity with PyTorch cosine relative error" in lines
+    first = lines.index(manifest["graphs"][0]["file"])
+    assert lines[first + 1 : first + 3] == [
+        "mixed_5c, 3 clips 0.50000000 2.5e-01",
+        "worst of 2 blocks 0.62500000 3.0e-06",
+    ]
+
+
 def test_info_as_json_is_the_manifest(tiny: Tiny, run: Run) -> None:
     result = run("info", tiny.path, "--json", "--verify")
     document = json.loads(result.stdout)

@@ -122,13 +122,15 @@ def test_an_interrupted_embed_keeps_the_old_file(
     assert run_process(*arguments, real_video("bikes")).code == 0
     before = out.read_bytes()
     process = subprocess.Popen(
-        command(*arguments, long_video, "--overwrite", "--preset", "sliding", "--stride-frames", 1),
+        command(
+            *arguments, real_video("bikes"), long_video, "--overwrite", "--preset", "sliding", "--stride-frames", 1
+        ),
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        wait_for(lambda: len(list(tmp_path.iterdir())) > 1, process)
+        wait_for(lambda: list(tmp_path.glob(".f.*/*")), process)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     finally:

@@ -1,50 +1,11 @@
-"""The `milnce` command. One module a command, each a thin caller of the library."""
+"""The `milnce` command."""
 
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
-from typing import Annotated, NoReturn
-
-import typer
-
-from milnce.cli import doctor, embed, export, info, search
-
-app = typer.Typer(
-    name="milnce",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("export")(export.export)
-app.command("info")(info.info)
-app.command("embed")(embed.embed)
-app.command("search")(search.search)
-app.command("doctor")(doctor.doctor)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        import milnce  # noqa: PLC0415  # for its version only
-
-        typer.echo(f"milnce {milnce.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    *,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, as MILNCE_DEBUG=1 does.")] = False,
-) -> None:
-    """Find moments in videos by a sentence, with the MIL-NCE text-video model and no PyTorch."""
-    if debug:
-        os.environ["MILNCE_DEBUG"] = "1"
+from typing import NoReturn
 
 
 def main() -> NoReturn:
@@ -54,5 +15,12 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name the terminal's encoding lacks is shown escaped, as on stderr, and is no reason to stop.
         sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="milnce")
+    try:
+        # Imported here, so that Ctrl-C while it loads is no traceback either.
+        from milnce.cli.app import app  # noqa: PLC0415
+
+        app(prog_name="milnce")
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; nothing was written.\n")
+        sys.exit(130)
     sys.exit(0)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, made by `milnce export`.")]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Read every file and compare it with its sha256.")]
 
+_SHOWN = ("cosine", "centred_cosine", "relative_error")
+
 
 @reported
 def info(bundle: BundleArgument, *, verify: VerifyOption = False, json_output: JsonOption = False) -> None:
@@ -56,16 +58,19 @@ def _tensors(graph: GraphFile) -> str:
 def print_parity(bundle: Bundle) -> None:
     """Print what `milnce export` measured against the PyTorch towers: a line for each output, one for all blocks."""
     lines = [(graph, *line) for graph in bundle.manifest.graphs for line in _measurements(graph.parity)]
-    figures = list(dict.fromkeys(name for _, _, record in lines for name in record))
-    if not figures:
+    measured = list(dict.fromkeys(name for _, _, record in lines for name in record))
+    if not measured:
         return
+    # A screen holds a few; --json has them all.
+    figures = [name for name in _SHOWN if name in measured] or measured
     rows = []
     for index, (graph, what, record) in enumerate(lines):
-        first = index == 0 or lines[index - 1][0] is not graph
+        if what and (index == 0 or lines[index - 1][0] is not graph):
+            rows.append([graph.file, *[""] * len(figures)])
         cells = [_figure(name, record[name]) if name in record else "" for name in figures]
-        rows.append([graph.file if first else "", what, *cells])
+        rows.append([f"  {what}" if what else graph.file, *cells])
     headings = [(name.replace("_", " "), "right") for name in figures]
-    print_table([("parity with PyTorch", "left"), ("", "left"), *headings], rows)
+    print_table([("parity with PyTorch", "left"), *headings], rows)
 
 
 def _measurements(parity: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
