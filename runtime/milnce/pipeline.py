@@ -192,9 +192,15 @@ class _Embedder:
 
     def result(self, file: _File) -> FileEmbeddings:
         widths = _video_widths(self.model)
-        embedding = np.stack(file.embedding) if file.embedding else np.empty((0, widths[0]), np.float32)
-        mixed_5c = np.stack(file.mixed_5c) if file.mixed_5c else np.empty((0, widths[1]), np.float32)
+        embedding, mixed_5c = _stack(file.embedding, widths[0]), _stack(file.mixed_5c, widths[1])
         return FileEmbeddings(file.path, tuple(file.spans), embedding, mixed_5c, file.error, self.preset)
+
+
+def _stack(rows: list[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
+    """Return the rows as one array and empty the list, so that a long video's features are not held twice."""
+    stacked = np.stack(rows) if rows else np.empty((0, width), np.float32)
+    rows.clear()
+    return stacked
 
 
 def _video_widths(model: Model) -> tuple[int, int]:
