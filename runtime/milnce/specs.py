@@ -72,9 +72,10 @@ class Dimension:
             return cls.fixed(value)
         if isinstance(value, dict) and set(value) == {"name", "min", "max", "multiple_of"}:
             name, low, high, step = value["name"], value["min"], value["max"], value["multiple_of"]
-            if isinstance(name, str) and isinstance(low, int) and isinstance(step, int) and low > 0 and step > 0:
-                if high is None or (isinstance(high, int) and high >= low):
-                    return cls(name, low, high, step)
+            numbers = isinstance(low, int) and isinstance(step, int) and low > 0 and step > 0
+            bounded = high is None or (isinstance(high, int) and numbers and high >= low)
+            if isinstance(name, str) and numbers and bounded:
+                return cls(name, low, high, step)
         raise BundleError(f"a tensor's axis must be a positive integer or a range with name, min, max; got {value!r}")
 
 

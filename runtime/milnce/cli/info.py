@@ -69,7 +69,7 @@ def print_parity(bundle: Bundle) -> None:
             rows.append([graph.file, *[""] * len(figures)])
         cells = [_figure(name, record[name]) if name in record else "" for name in figures]
         rows.append([f"  {what}" if what else graph.file, *cells])
-    headings = [(name.replace("_", " "), "right") for name in figures]
+    headings = [(f"{'1 - ' if 'cosine' in name else ''}{name.replace('_', ' ')}", "right") for name in figures]
     print_table([("parity with PyTorch", "left"), *headings], rows)
 
 
@@ -102,8 +102,8 @@ def _worst(name: str, values: list[float]) -> float:
 
 
 def _figure(name: str, value: float) -> str:
-    # Cosines differ from 1 in their last digits only; errors differ by orders of magnitude.
-    return f"{value:.8f}" if "cosine" in name else f"{value:.1e}"
+    # What a cosine lacks to 1 is what tells two of them apart.
+    return f"{1 - value:.1e}" if "cosine" in name else f"{value:.1e}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
