@@ -124,6 +124,7 @@ KINDS: dict[str, tuple[str, Recipe]] = {
     "mp4-b-frames": (".mp4", Recipe(**_LONG_GOP, b_frames=3)),
     "mp4-29.97": (".mp4", Recipe(**_LONG_GOP, fps=Fraction(30000, 1001))),
     "mp4-fragmented": (".mp4", Recipe(frames=600, gop=100, container_options={"movflags": "frag_keyframe+empty_moov"})),
+    "mp4-dash": (".mp4", Recipe(frames=600, gop=100, b_frames=2, container_options={"movflags": "dash"})),
     "mp4-hevc": (".mp4", Recipe(**_LONG_GOP, codec="libx265", codec_options={"x265-params": "log-level=none"})),
     "mp4-audio": (".mp4", Recipe(**_LONG_GOP, b_frames=2, audio_s=26)),
     "mov": (".mov", Recipe(**_LONG_GOP, b_frames=2)),

@@ -10,6 +10,10 @@ by suffix: a text file called `clip.mp4` may make it read another file. So, what
 
 This limits what is reachable; it does not make FFmpeg's decoders safe. Decode untrusted files in a process that can be
 thrown away.
+
+A file that ends too early is refused as truncated: by its container's own structure (`milnce.video.integrity`), and,
+where that is silent or wrong, because its frames end more than a second before the declared end. Damage inside a file
+is an error where the demuxer or the decoder notices it in a range that is needed; VP9 and GIF can lose data unnoticed.
 """
 
 from __future__ import annotations
@@ -108,9 +112,6 @@ def as_video_errors(path: Path, doing: str) -> Iterator[None]:
         yield
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        cut = _truncation_of(path)
-        if cut is not None:
-            raise VideoError(f"{path}: truncated, {cut}; copy or download it again") from error
         raise VideoError(
             f"{path}: {doing} failed ({type(error).__name__}: {reason}); the file is damaged or not a video in one of"
             f" {CONTAINERS_FOR_PEOPLE}. Copy it again, or convert it: ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4"
@@ -160,14 +161,6 @@ def _open_file(path: Path) -> BinaryIO:
     if not stat.S_ISREG(status.st_mode):
         raise VideoError(f"{path}: not a regular file (a device, pipe or socket); give a video file")
     raise VideoError(f"{path}: empty (0 bytes); copy or download it again")
-
-
-def _truncation_of(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return truncation(file)
-    except OSError:
-        return None
 
 
 def _open_arguments(av: Any) -> dict[str, Any]:  # noqa: ANN401 - a module

@@ -98,6 +98,7 @@ class PictureMaker:
             pix_fmt=frame.format.name,
             time_base="1/1",
             pixel_aspect="1/1",
+            # Declared, so that libavfilter need not set itself up a second time at the first frame.
             colorspace=str(int(frame.colorspace)),
             range=str(int(frame.color_range)),
         )

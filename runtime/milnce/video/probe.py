@@ -108,8 +108,8 @@ def measure_length(path: str | os.PathLike[str]) -> Length:
 def _declared_s(video: OpenVideo) -> Fraction | None:
     """Return the duration that the stream itself declares, or None if only the whole container's is known.
 
-    A fragmented MP4 is not believed: what FFmpeg reports covers the fragments read so far, or is guessed from the bit
-    rate. A fragmented file has no sample table, so its number of frames is 0.
+    A fragmented MP4 is not believed, as what is derived from its fragments can be some frames off (DASH). It has no
+    sample table, so its number of frames is 0. Reading all packets of an hour took 0.4 s.
     """
     stream = video.stream
     if video.format == "matroska":
