@@ -31,10 +31,11 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
-	@mkdir -p $(DEMO)
+	@mkdir -p $(DEMO)/videos
+	@cp "$(SAMPLES)"/*.mp4 $(DEMO)/videos/
 	$(BIN)/milnce export --seeded 0 --width 0.25 --out $(DEMO)/bundle --overwrite
-	$(BIN)/milnce embed --bundle $(DEMO)/bundle --out $(DEMO)/features.npz --overwrite "$(SAMPLES)"
-	$(BIN)/milnce search --bundle $(DEMO)/bundle "$(SENTENCE)" $(DEMO)/features.npz --sheet $(DEMO)/sheet.png
+	$(BIN)/milnce embed --bundle $(DEMO)/bundle --out $(DEMO)/features.npz --overwrite $(DEMO)/videos
+	$(BIN)/milnce search --bundle $(DEMO)/bundle "$(SENTENCE)" $(DEMO)/features.npz --per-file --sheet $(DEMO)/sheet.png
 	@echo "Contact sheet: $(DEMO)/sheet.png. The weights are seeded random ones, so the order means nothing yet;"
 	@echo "with the official weights, export them instead: milnce export --weights ... --vocab ... --out ..."
 
