@@ -70,6 +70,11 @@ def test_errors_are_one_message_without_a_traceback_unless_asked_for(tmp_path: P
         assert "BundleNotFoundError" in shown.stderr
 
 
+def heed_interrupts() -> None:
+    """Undo what a background job of a shell inherits: SIGINT ignored, in which case Python does not heed it either."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -97,6 +102,7 @@ def test_a_stopped_embed_leaves_nothing(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509  the tests have one thread here
     )
     try:
         wait_for(lambda: list(tmp_path.glob(".f.*/*")), process)
@@ -128,6 +134,7 @@ def test_an_interrupted_embed_keeps_the_old_file(
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509  the tests have one thread here
     )
     try:
         wait_for(lambda: list(tmp_path.glob(".f.*/*")), process)
