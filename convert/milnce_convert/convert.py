@@ -51,6 +51,7 @@ class ExportOptions:
         opset: ONNX opset.
         overwrite: Replace an existing bundle.
         preset: Name of the sampling `embed` and `search` use by default.
+        parity_sizes: (frames, height, width) of the clips that parity is measured on; blocks at the first.
 
     Raises:
         InputError: if a value is not one of these.
@@ -75,6 +76,10 @@ class ExportOptions:
                 raise InputError(
                     f"{name} {', '.join(given) or 'none'} given; one or more of {', '.join(known)} expected"
                 )
+            if len(set(given)) < len(given):
+                raise InputError(f"{name} {', '.join(given)} given; each once expected")
+        if not self.parity_sizes:
+            raise InputError("no parity sizes given; at least one (frames, height, width) expected")
         if self.max_words < 1:
             raise InputError(f"max_words is {self.max_words}; at least 1 expected")
         if self.opset not in SUPPORTED_OPSETS:

@@ -28,5 +28,11 @@ def full() -> Traced:
 
 @pytest.fixture(scope="session")
 def short() -> Towers:
-    """Return narrow towers with four Inception blocks."""
+    """Return narrow towers with three Inception blocks."""
     return short_towers()
+
+
+@pytest.fixture(scope="session")
+def short_traced(short: Towers) -> Traced:
+    """Return the narrow towers, traced."""
+    return trace(short)

@@ -138,6 +138,7 @@ def test_tensors_without_plain_values_are_refused(tensors: Tensors, vocabulary: 
     assert "no plain values: fc.bias" in text
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's, of the byte that says it
 def test_a_checkpoint_with_a_changed_byte_is_refused_or_loads_but_never_fails_otherwise(tmp_path: Path) -> None:
     path = _saved(tmp_path, {})
     generator = np.random.default_rng(0)

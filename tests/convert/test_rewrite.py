@@ -163,7 +163,7 @@ def test_space_to_depth_folds_into_one_strided_convolution() -> None:
     assert weight is not None
     by_torch = torch.nn.functional.conv3d(
         torch.nn.functional.pad(space_to_depth(torch.from_numpy(x)), (1, 2, 1, 2, 0, 1)),
-        torch.from_numpy(weight.numpy()),
+        torch.from_numpy(weight.numpy().copy()),
         torch.from_numpy(normal(6)),
     ).numpy()
     assert apply(model, rewrite.FOLD_STEM) == 1
