@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[Any]]
 
 ROWS = len(set(WORDS)) + 1
+REORDERED = 1e-5  # another order of the same FP32 additions; a wrong graph is off by more than 1e-1
 
 
 @dataclass
@@ -126,3 +127,25 @@ def relative_error(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
     """Return the largest difference over the largest absolute value of the reference."""
     assert reference.shape == candidate.shape
     return float(np.abs(candidate - reference).max() / np.abs(reference).max())
+
+
+def apply(model: ir.Model, *rules: Any) -> int:  # noqa: ANN401  the rewriter's own rule class, untyped
+    """Apply rules in place and return how often they matched."""
+    return sum(rule.apply_to_model(model) for rule in rules)
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return seeded normal values."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def integers(*values: int) -> NDArray[np.int64]:
+    """Return int64 values, as shapes, pads and axes are."""
+    return np.array(values, np.int64)
+
+
+def assert_unchanged(model: ir.Model, *rules: Any) -> None:  # noqa: ANN401  as above
+    """Check that none of the rules matches, and that the graph is the same byte for byte."""
+    before = serialised(model)
+    assert apply(model, *rules) == 0
+    assert serialised(model) == before
