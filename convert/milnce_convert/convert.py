@@ -22,6 +22,7 @@ from milnce_convert.export import (
     export_text,
     export_video,
     half_precision,
+    size_axes,
 )
 from milnce_convert.fixtures import WORDS, seeded_towers
 from milnce_convert.measure import measure_projection, measure_text, measure_video
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16")
 INPUT_FORMS = ("uint8", "float32")
 
+# Clips of a few pixels hardly differ, so parity cannot tell rounding from a defect on them (parity.py has figures).
+LEAST_MEASURABLE_SIZE = (4, 32, 32)
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -47,7 +51,8 @@ class ExportOptions:
         max_words: Ids a sentence is cut or padded to by default (16 in the released text module; the evaluation
             loaders use 30, the training loader 20).
         fold_stem: One 3x4x8x8 stem convolution instead of space-to-depth and a 24-channel one.
-        fixed_size: (frames, height, width) to fix those axes of the video graph; dynamic by default.
+        fixed_size: (frames, height, width) to fix those axes of the video graph; dynamic by default. Presets sample
+            square clips, so a bundle whose height and width differ takes clips of your own only.
         opset: ONNX opset.
         overwrite: Replace an existing bundle.
         preset: Name of the sampling `embed` and `search` use by default.
@@ -80,6 +85,13 @@ class ExportOptions:
                 raise InputError(f"{name} {', '.join(given)} given; each once expected")
         if not self.parity_sizes:
             raise InputError("no parity sizes given; at least one (frames, height, width) expected")
+        for size in (*self.parity_sizes, *([self.fixed_size] if self.fixed_size else [])):
+            if any(given < least for given, least in zip(size, LEAST_MEASURABLE_SIZE, strict=True)):
+                raise InputError(
+                    f"size {'x'.join(map(str, size))} is too small to compare with PyTorch; at least "
+                    f"{'x'.join(map(str, LEAST_MEASURABLE_SIZE))} (frames, height, width) needed. "
+                    "Leave the size dynamic to run smaller clips"
+                )
         if self.max_words < 1:
             raise InputError(f"max_words is {self.max_words}; at least 1 expected")
         if self.opset not in SUPPORTED_OPSETS:
@@ -140,6 +152,7 @@ def _write(
     writer: BundleWriter, towers: Towers, options: ExportOptions, made: dict[str, Any], progress: Progress
 ) -> Bundle:
     """Export, measure and write every graph, then commit."""
+    size_axes(towers.video, options.fixed_size)  # an impossible size is refused before the work
     progress("export the text tower")
     text = export_text(towers.text, opset=options.opset)
     graphs = [text]

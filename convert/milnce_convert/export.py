@@ -137,7 +137,12 @@ def trace_video(tower: S3D, *, opset: int = DEFAULT_OPSET, fixed_size: tuple[int
     return _trace(module, example, axes, opset=opset, names=("video", "video_embedding", "mixed_5c"))
 
 
-def _size_axes(tower: S3D, fixed_size: tuple[int, int, int] | None) -> tuple[Dimension, Dimension, Dimension]:
+def size_axes(tower: S3D, fixed_size: tuple[int, int, int] | None) -> tuple[Dimension, Dimension, Dimension]:
+    """Return the frames, height and width axes: of the given size, or the ranges that the tower takes.
+
+    Raises:
+        ExportError: if the tower cannot take the fixed size.
+    """
     step = tower.config.size_multiple
     if fixed_size is None:
         frames, height, width = (Dimension(name, MINIMUM_SIZE, None, step) for name in ("frames", "height", "width"))
@@ -172,7 +177,7 @@ def export_video(
     Raises:
         ExportError: if the size is not one the tower takes or the graph is not what it should be.
     """
-    size = _size_axes(tower, fixed_size)
+    size = size_axes(tower, fixed_size)
     outputs = (
         TensorSpec("video_embedding", "float32", (_BATCH, Dimension.fixed(tower.config.embedding))),
         TensorSpec("mixed_5c", "float32", (_BATCH, Dimension.fixed(tower.config.mixed_5c))),

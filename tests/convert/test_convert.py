@@ -12,7 +12,7 @@ import torch
 
 import milnce
 from helpers.graphs import ROWS
-from milnce.errors import CheckpointError, InputError, OutputError, ParityError
+from milnce.errors import CheckpointError, ExportError, InputError, OutputError, ParityError
 from milnce_convert import convert, export
 from milnce_convert import rewrite as rewrites
 from milnce_convert.checkpoint import load_towers
@@ -287,9 +287,20 @@ def test_a_wrong_checkpoint_leaves_nothing(quarter: Traced, tmp_path: Path) -> N
         ({"opset": 21}, "opset 21 given; 18 to 20 expected"),
         ({"preset": "nonsense"}, "nonsense"),
         ({"parity_sizes": ()}, "no parity sizes given; at least one (frames, height, width) expected"),
+        ({"fixed_size": (2, 64, 64)}, "size 2x64x64 is too small to compare with PyTorch; at least 4x32x32"),
+        ({"parity_sizes": ((16, 16, 64),)}, "size 16x16x64 is too small"),
     ],
 )
 def test_options_are_validated(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         ExportOptions(**options)
     assert said in str(caught.value)
+
+
+def test_an_impossible_fixed_size_is_refused_before_the_work(tmp_path: Path) -> None:
+    stages: list[str] = []
+    options = ExportOptions(fixed_size=(16, 65, 64))
+    with pytest.raises(ExportError, match="fixed size: height 65 given; it must be a multiple of 2"):
+        export_seeded_bundle(0, tmp_path / "bundle", options, width=0.125, progress=stages.append)
+    assert stages == ["seed the weights"]
+    assert list(tmp_path.iterdir()) == []
