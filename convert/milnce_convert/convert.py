@@ -6,9 +6,10 @@ import hashlib
 import platform
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import milnce
 from milnce.bundle import Bundle
 from milnce.bundle_writer import BundleWriter
 from milnce.errors import InputError
@@ -200,12 +201,8 @@ def _add(writer: BundleWriter, graph: ExportedGraph, parity: dict[str, Any]) -> 
 
 def _made_with() -> dict[str, Any]:
     """Return the date and the versions of everything that had a hand in the graphs."""
-    versions = {}
-    for package in ("milnce", "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # noqa: PERF203  six packages, once an export
-            versions[package] = "unknown"
+    packages = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+    versions = {"milnce": milnce.__version__, **{package: version(package) for package in packages}}
     date = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
     return {"date": date, "versions": versions, "python": platform.python_version(), "platform": platform.platform()}
 
