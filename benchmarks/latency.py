@@ -28,7 +28,8 @@ from milnce_convert.parity import FP16_GATE, FP32_GATE, Gate, compare
 
 Run = Callable[[np.ndarray[Any, np.dtype[np.uint8]]], np.ndarray[Any, np.dtype[np.float32]]]
 
-# bf16 keeps 8 bits of mantissa where FP16 keeps 11, so its rounding is 8 times coarser; the gate's bounds follow.
+# bf16 keeps 8 bits of mantissa where FP16 keeps 11, so its rounding is 8 times coarser and the gate's bounds follow.
+# That only tells a bf16 run from a broken one: defects that the FP16 gate catches would pass.
 _BF16_GATE = Gate(
     "bf16",
     cosine=1 - 64 * (1 - FP16_GATE.cosine),
@@ -53,7 +54,9 @@ def main() -> None:
 
     def eager(batch: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         with torch.no_grad():
-            result: np.ndarray[Any, np.dtype[np.float32]] = towers.video(as_video(batch))["video_embedding"].numpy()
+            result: np.ndarray[Any, np.dtype[np.float32]] = towers.video(as_video(batch).contiguous())[
+                "video_embedding"
+            ].numpy()
             return result
 
     rows: dict[str, tuple[Run, Gate]] = {"PyTorch eager FP32": (eager, FP32_GATE)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -81,22 +80,29 @@ def loop(source: Path, destination: Path, *, seconds: float) -> None:
             offset += length
 
 
+# The child reads its own high-water mark: what the kernel reports to a parent (ru_maxrss) starts at the parent's own.
+_EMBED = """
+import re, sys
+from pathlib import Path
+from milnce.cli import main
+peak = Path(sys.argv.pop(1))
+try:
+    main()
+finally:
+    peak.write_text(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
+"""
+
+
 def _embed(folder: Path, video: Path) -> dict[str, Any]:
     """Run the command in a process of its own and return its windows, seconds and peak resident memory."""
-    command = [sys.executable, "-m", "milnce.cli", "embed", "--bundle", str(folder / "bundle"), "--json"]
+    peak = folder / "peak"
+    command = [sys.executable, "-c", _EMBED, str(peak), "embed", "--bundle", str(folder / "bundle"), "--json"]
     command += ["--out", str(folder / f"{video.stem}.npz"), "--preset", "sliding", "--stride-frames", "32", str(video)]
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603
-        if process.stdout is None:
-            raise SystemExit("no pipe")
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"embed failed: {process.returncode}")
-    report = json.loads(output)
+    report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603
+    seconds = time.perf_counter() - began
     windows = sum(file["windows"] for file in report["files"])
-    return {"windows": windows, "seconds": time.perf_counter() - began, "peak_mib": usage.ru_maxrss / 1024}
+    return {"windows": windows, "seconds": seconds, "peak_mib": int(peak.read_text()) / 1024}
 
 
 if __name__ == "__main__":

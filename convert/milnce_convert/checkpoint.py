@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -177,12 +178,15 @@ def _load_torch(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; th
             'pip install "torch>=2.10", or give the weights as .safetensors'
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old file formats, which are read all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0][:300]
+        # Of torch's message only the name: the rest of it advises to load without the safeguard.
+        name = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.\w+)", str(error))
+        what = f"it holds a {name[1]}" if name else "it holds objects other than tensors, or is no checkpoint"
         raise CheckpointError(
-            f"{path} is refused: it holds objects other than tensors, or is no checkpoint ({reason}). "
-            "Save model.state_dict() alone, or as .safetensors"
+            f"{path} is refused: {what}. Save model.state_dict() alone, or as .safetensors"
         ) from error
     except (
         EOFError,
@@ -196,7 +200,7 @@ def _load_torch(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; th
         AssertionError,
         zipfile.BadZipFile,
     ) as error:
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise CheckpointError(f"{path} is truncated or is no checkpoint ({reason}); fetch it again") from error
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16")
 INPUT_FORMS = ("uint8", "float32")
 
+LARGEST_SEED = 2**32 - 1
+
 # Clips of a few pixels hardly differ, so parity cannot tell rounding from a defect on them (parity.py has figures).
 LEAST_MEASURABLE_SIZE = (4, 32, 32)
 
@@ -103,7 +105,13 @@ class ExportOptions:
 
 
 def export_bundle(
-    weights: Path, vocabulary: Path, destination: Path, options: ExportOptions, progress: Progress
+    weights: Path,
+    vocabulary: Path,
+    destination: Path,
+    options: ExportOptions,
+    progress: Progress,
+    *,
+    config: TowersConfig | None = None,
 ) -> Bundle:
     """Convert a checkpoint into a bundle and measure its parity with PyTorch.
 
@@ -113,6 +121,7 @@ def export_bundle(
         destination: Folder of the bundle.
         options: What to write.
         progress: Called with the name of each stage as it begins.
+        config: Sizes of the towers, for a checkpoint of other than the published widths.
 
     Raises:
         CheckpointError: if the weights do not fit the towers.
@@ -121,8 +130,11 @@ def export_bundle(
     """
     with BundleWriter(destination, overwrite=options.overwrite) as writer:
         progress("read the weights")
-        towers = load_towers(weights, vocabulary)
-        sources = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in (weights, vocabulary)}
+        towers = load_towers(weights, vocabulary, config)
+        sources = {
+            kind: {"file": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size}
+            for kind, path in (("weights", weights), ("vocabulary", vocabulary))
+        }
         return _write(writer, towers, options, {"sources": sources}, progress)
 
 
@@ -139,9 +151,12 @@ def export_seeded_bundle(
         progress: Called with the name of each stage as it begins.
 
     Raises:
+        InputError: if the seed is negative or above `LARGEST_SEED`.
         ParityError: if an exported graph does not give the tower's numbers; no bundle is left.
         OutputError: if the destination exists, or cannot be written.
     """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"seed {seed} given; 0 to {LARGEST_SEED} expected")
     with BundleWriter(destination, overwrite=options.overwrite) as writer:
         progress("seed the weights")
         towers = seeded_towers(seed, TowersConfig.scaled(width, rows=len(set(WORDS)) + 1))

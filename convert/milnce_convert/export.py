@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from milnce_convert.towers import S3D, TextTower
 
-# GroupNorm, Gelu and the FP16 fixes of 20 are not needed; 17 is where every operator used here has its present form,
-# and 20 is the newest that TensorRT 10, ONNX Runtime 1.20 and OpenVINO 2025 all take.
+# 18 is where ReduceMean and ReduceMax take their axes as an input, as the exporter writes them; 20 is the newest that
+# TensorRT 10, ONNX Runtime 1.20 and OpenVINO 2025 all take.
 DEFAULT_OPSET = 20
 SUPPORTED_OPSETS = range(18, 21)
 
@@ -111,21 +112,37 @@ def _trace(
             f"opset {opset} asked for; {SUPPORTED_OPSETS.start} to {SUPPORTED_OPSETS.stop - 1} are supported"
         )
     with _quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            dynamo=True,
-            opset_version=opset,
-            external_data=False,
-            input_names=[names[0]],
-            output_names=list(names[1:]),
-            dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.AUTO),),
-            verbose=False,
-        )
+        # Imported here, not inside the exporter: there a Ctrl-C during this long import comes out as another error.
+        importlib.import_module("torch._dynamo")
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                external_data=False,
+                input_names=[names[0]],
+                output_names=list(names[1:]),
+                dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.AUTO),),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            if _was_interrupted(error):
+                raise KeyboardInterrupt from error
+            raise ExportError(f"torch.onnx.export failed on the {names[1]} graph: {error}") from error
     if program is None:
         raise ExportError("the PyTorch exporter returned no program")
     # Through bytes, so that the graph no longer shares memory with the live tower.
     return ir.serde.deserialize_model(onnx.ModelProto.FromString(program.model_proto.SerializeToString()))
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is what the exporter wrapped in its own error."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def trace_video(tower: S3D, *, opset: int = DEFAULT_OPSET, fixed_size: tuple[int, int, int] | None = None) -> ir.Model:

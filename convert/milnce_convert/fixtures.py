@@ -87,11 +87,11 @@ class _Shape:
 
 
 def random_tokens(count: int, rows: int, *, words: int = 16, seed: int = 0) -> NDArray[np.int64]:
-    """Return (count, words) int64 ids of sentences of 1 to `words` words, zero-padded; the first fills every place."""
+    """Return (count, words) int64 ids of sentences, zero-padded; the first fills every place, the others leave some."""
     generator = np.random.default_rng(seed)
     tokens = np.zeros((count, words), np.int64)
     for index, row in enumerate(tokens):
-        length = words if index == 0 else int(generator.integers(1, words))
+        length = words if index == 0 else int(generator.integers(1, max(words, 2)))
         row[:length] = generator.integers(1, rows, length)
     return tokens
 

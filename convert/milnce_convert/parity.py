@@ -166,4 +166,5 @@ def require(agreement: Agreement, gate: Gate, subject: str) -> None:
     """
     failures = gate.failures(agreement)
     if failures:
-        raise ParityError(f"{subject} fails the {gate.name} parity gate: " + "; ".join(failures))
+        cure = ". Export without it: --precision fp32" if gate.name == "fp16" else ""
+        raise ParityError(f"{subject} fails the {gate.name} parity gate: {'; '.join(failures)}{cure}")

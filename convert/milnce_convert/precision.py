@@ -35,7 +35,7 @@ def kept_in_fp32(graph: ir.Graph) -> set[ir.Node]:
         after_mean = (
             node.op_type in {"Conv", "Gemm"} and node.inputs[0] is not None and node.inputs[0].producer() in kept
         )
-        makes_output = node.op_type in {"Gemm", "MatMul", "Add"} and any(value in outputs for value in node.outputs)
+        makes_output = node.op_type == "Gemm" and any(value in outputs for value in node.outputs)
         if after_mean or makes_output:
             kept.add(node)
     return kept
@@ -113,7 +113,8 @@ class _Caster:
             largest = float(np.abs(array).max(initial=0.0))
             if not largest <= _FP16_MAX:
                 raise ExportError(
-                    f"weight {value.name} reaches {largest:g}, beyond FP16's {_FP16_MAX:g}; export FP32 only"
+                    f"weight {value.name} reaches {largest:g}, beyond FP16's {_FP16_MAX:g}; "
+                    "export without FP16: --precision fp32"
                 )
             half = ir.Value(name=f"{value.name}.fp16", const_value=ir.tensor(array.astype(np.float16)))
             half.dtype, half.shape = ir.DataType.FLOAT16, value.shape

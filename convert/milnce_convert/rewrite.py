@@ -223,10 +223,10 @@ class GateToConvolution(RewriteRuleClassBase):
     """Mean, Gemm, Sigmoid, Unsqueeze twice, Mul: the same with the axes kept and a 1x1x1 convolution for the Gemm.
 
     The mean is taken over space, before the convolution, and over time, after it: both are linear, so their order is
-    free. One mean over all of 16x56x56 values is summed one by one by the CPU backends; in two steps, with something
-    between them that keeps OpenVINO from merging them again, the error of the whole tower at 32x224x224 falls from
-    5.6e-5 of the spread to 4e-6 on ONNX Runtime, and from 1.9e-4 to 2e-5 on OpenVINO, for T times a cost that is 1e-5
-    of the tower's.
+    free. One mean over all of 16x56x56 values is summed one by one by the CPU backends, which at 32x224x224 made most
+    of the tower's FP32 error, more than parity allows on OpenVINO. In two steps the error is a tenth or less of that,
+    for 1e-5 of the tower's arithmetic; the convolution between them keeps OpenVINO from merging them into one again.
+    `tests/convert/test_full.py` measures both forms.
     """
 
     def __init__(self, *, swapped: bool) -> None:

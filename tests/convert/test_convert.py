@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,8 @@ import torch
 import milnce
 from helpers.graphs import ROWS
 from milnce.errors import CheckpointError, ExportError, InputError, OutputError, ParityError
-from milnce_convert import convert, export
+from milnce_convert import convert, export, measure
 from milnce_convert import rewrite as rewrites
-from milnce_convert.checkpoint import load_towers
 from milnce_convert.convert import ExportOptions, export_bundle, export_seeded_bundle
 from milnce_convert.fixtures import as_video, moving_clips
 from milnce_convert.parity import FP16_GATE, FP32_GATE, compare
@@ -144,22 +144,21 @@ def _saved(towers: Any, folder: Path) -> tuple[Path, Path]:  # noqa: ANN401  Tow
     return weights, vocabulary
 
 
-def _load_quarter(weights: Path, vocabulary: Path) -> Any:  # noqa: ANN401  Towers
-    return load_towers(weights, vocabulary, TowersConfig.scaled(WIDTH, rows=ROWS))
-
-
-def test_a_checkpoint_gives_the_same_model_as_its_towers(
-    bundle: Bundle, traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(convert, "load_towers", _load_quarter)  # the published widths are the default
+def test_a_checkpoint_gives_the_same_model_as_its_towers(bundle: Bundle, traced: Traced, tmp_path: Path) -> None:
     weights, vocabulary = _saved(traced.towers, tmp_path)
     stages: list[str] = []
     options = ExportOptions(parity_sizes=((16, 64, 64),), max_words=20, preset="milnce-eval")
-    made = export_bundle(weights, vocabulary, tmp_path / "out" / "bundle", options, stages.append)
+    config = TowersConfig.scaled(WIDTH, rows=ROWS)
+    made = export_bundle(weights, vocabulary, tmp_path / "out" / "bundle", options, stages.append, config=config)
     assert stages == ["read the weights", *STAGES]
     assert made.manifest.model_digest == bundle.manifest.model_digest
-    assert set(made.manifest.made["sources"]) == {"weights.pth", "dict.npy"}
-    assert made.manifest.made["sources"]["dict.npy"]["bytes"] == vocabulary.stat().st_size
+    sources = made.manifest.made["sources"]
+    assert {kind: source["file"] for kind, source in sources.items()} == {
+        "weights": "weights.pth",
+        "vocabulary": "dict.npy",
+    }
+    assert sources["vocabulary"]["bytes"] == vocabulary.stat().st_size
+    assert sources["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert made.manifest.vocabulary.max_words == 20
     assert dict(made.manifest.sampling) == {"preset": "milnce-eval", "frames": 16, "size": 224}
     assert made.manifest.name == "bundle"
@@ -215,9 +214,23 @@ def _other_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_accept_uint8", accept)
 
 
+def _one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change what one Inception block gives where only the comparison block by block looks."""
+    honest = measure.run_graph
+
+    def run_graph(model: bytes, feeds: Any) -> Any:  # noqa: ANN401  as the function it stands for
+        outputs = honest(model, feeds)
+        if "mixed_4d_map" in outputs:
+            outputs["mixed_4d_map"] = outputs["mixed_4d_map"] * np.float32(1.001)
+        return outputs
+
+    monkeypatch.setattr(measure, "run_graph", run_graph)
+
+
 @pytest.mark.parametrize(
     ("defect", "said"),
     [
+        (_one_block, "video uint8 fp32 at mixed_4d fails the fp32 parity gate: centred cosine 0.99999"),
         (_wrong_fold, "video uint8 fp32, video_embedding, 6 clips 16x64x64 fails the fp32 parity gate: cosine"),
         (_no_cast, "text tokens fp16, text_embedding, 32 sentences of 16 ids is bit-identical to fp32"),
         (_other_scale, "video uint8 fp32, video_embedding, 6 clips 16x64x64 fails the fp32 parity gate:"),
@@ -249,6 +262,48 @@ def test_an_interrupt_at_any_stage_leaves_nothing(stage: str, tmp_path: Path) ->
             0, tmp_path / "bundle", ExportOptions(parity_sizes=((16, 64, 64),)), width=WIDTH, progress=interrupt
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("traced")
+def test_one_word_a_sentence(tmp_path: Path) -> None:
+    options = ExportOptions(precisions=("fp32",), input_forms=("uint8",), max_words=1, parity_sizes=((16, 64, 64),))
+    made = export_seeded_bundle(0, tmp_path / "bundle", options, width=WIDTH, progress=_silent)
+    assert made.tokenizer()("red car").shape == (1, 1)
+
+
+def test_a_fixed_size_is_the_bundles_sampling(tmp_path: Path) -> None:
+    options = ExportOptions(precisions=("fp32",), input_forms=("uint8",), fixed_size=(8, 48, 48))
+    made = export_seeded_bundle(0, tmp_path / "bundle", options, width=0.125, progress=_silent)
+    assert dict(made.manifest.sampling) == {"preset": "milnce-native", "frames": 8, "size": 48}
+    (spec,) = made.graph("video").inputs
+    assert [axis.size for axis in spec.shape] == [None, 8, 48, 48, 3]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"seed {seed} given; 0 to 4294967295 expected"):
+        export_seeded_bundle(seed, tmp_path / "bundle", OPTIONS, progress=_silent)
+
+
+def test_an_interrupt_inside_the_exporter_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrapped(*_: object, **__: object) -> None:
+        error = torch.onnx.OnnxExporterError("something else")
+        error.__context__ = KeyboardInterrupt()
+        raise error
+
+    monkeypatch.setattr(torch.onnx, "export", wrapped)
+    with pytest.raises(KeyboardInterrupt):
+        export_seeded_bundle(0, tmp_path / "bundle", OPTIONS, width=WIDTH, progress=_silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_of_the_exporter_names_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ExportError, match=r"torch\.onnx\.export failed on the text_embedding graph: no such operator"):
+        export_seeded_bundle(0, tmp_path / "bundle", OPTIONS, width=WIDTH, progress=_silent)
 
 
 def test_an_existing_destination_is_refused_before_any_work(tmp_path: Path) -> None:

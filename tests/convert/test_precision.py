@@ -150,7 +150,7 @@ def test_a_weight_beyond_fp16_is_refused() -> None:
     )
     with pytest.raises(ExportError) as caught:
         to_fp16(model)
-    assert str(caught.value) == "weight heavy reaches 85000, beyond FP16's 65504; export FP32 only"
+    assert str(caught.value) == "weight heavy reaches 85000, beyond FP16's 65504; export without FP16: --precision fp32"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -160,7 +160,7 @@ def test_a_weight_that_is_not_finite_is_refused(value: float) -> None:
         heavy=np.array([[value]], np.float32),
         w=np.eye(1, dtype=np.float32),
     )
-    with pytest.raises(ExportError, match="beyond FP16's 65504; export FP32 only"):
+    with pytest.raises(ExportError, match="beyond FP16's 65504; export without FP16: --precision fp32"):
         to_fp16(model)
 
 

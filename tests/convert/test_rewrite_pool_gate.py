@@ -6,9 +6,10 @@ in another order, adds the same FP32 numbers in another order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from helpers.graphs import (
@@ -23,10 +24,6 @@ from helpers.graphs import (
     run,
 )
 from milnce_convert import rewrite
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
 
 # Zero Pad and MaxPool
 
@@ -164,6 +161,23 @@ def test_gate_keeps_its_axes_and_uses_a_convolution(product: str, sizes: tuple[i
     assert not {"Gemm", "Unsqueeze"} & set(after)
     assert (after["Conv"], after["Sigmoid"], after["Mul"]) == (1, 1, 1)
     assert relative_error(expected, run(model, x=x)["y"]) <= REORDERED
+
+
+def test_the_mean_over_time_comes_after_the_convolution() -> None:
+    """Side by side, OpenVINO would merge the two means into the one long sum again."""
+    model = _gate()
+    apply(model, *rewrite.GATES)
+    chain = [(node.op_type, _axes(node)) for node in model.graph]
+    assert chain == [("ReduceMean", [3, 4]), ("Conv", []), ("ReduceMean", [2]), ("Sigmoid", []), ("Mul", [])]
+
+
+def _axes(node: ir.Node) -> list[int]:
+    if node.op_type != "ReduceMean":
+        return []
+    assert node.inputs[1] is not None, "no axes"
+    axes = ir.convenience.get_const_tensor(node.inputs[1])
+    assert axes is not None, "computed axes"
+    return [int(axis) for axis in axes.numpy()]
 
 
 def test_the_same_gate_written_with_axes_in_another_order_is_taken_too() -> None:

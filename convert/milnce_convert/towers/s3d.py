@@ -47,6 +47,10 @@ class ConvolutionUnit(nn.Module):
         separable: bool = False,
     ) -> None:
         super().__init__()
+        if separable and stride != 1:
+            raise ValueError(
+                f"a separable unit of stride {stride}: no tower has one, so where it strides is not defined"
+            )
         time, height, width = kernel
         pad_time, pad_height, pad_width = padding
         first_kernel, first_padding = kernel, padding
