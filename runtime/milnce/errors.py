@@ -37,12 +37,20 @@ class BackendUnavailableError(BackendError):
     """The backend, device or precision that was asked for cannot be had on this machine."""
 
 
+class NonFiniteError(BackendError):
+    """A graph gave NaN or infinity for this input; the backend itself goes on working."""
+
+
 class MissingDependencyError(MilnceError, ImportError):
     """An optional package is not installed; the message says which extra brings it."""
 
 
 class VideoError(MilnceError, ValueError):
     """A video file cannot be decoded, or is refused."""
+
+
+class RangeError(VideoError, InputError):
+    """The times asked for do not fit this video; they may fit others."""
 
 
 class OutputError(MilnceError, OSError):
