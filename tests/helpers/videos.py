@@ -265,10 +265,17 @@ def real_video(name: str) -> Path:
     return {video.stem: video for video in real_videos()}[name]
 
 
-def ffmpeg_clip(
-    path: Path, start_us: int, *, fps: int, frames: int, size: int, before: Iterable[tuple[str, str]] = ()
+def ffmpeg_clip(  # noqa: PLR0913 - what ffmpeg's command line would say
+    path: Path,
+    start_us: int,
+    *,
+    fps: int,
+    frames: int,
+    size: int,
+    drop_earlier: bool = True,
+    before: Iterable[tuple[str, str]] = (),
 ) -> NDArray[np.uint8]:
-    """Sample a clip with libavfilter itself: fps, crop and scale, as ffmpeg's command line would.
+    """Sample a clip with libavfilter itself: trim, fps, crop and scale, as ffmpeg's command line would.
 
     Decodes from the first frame with plain PyAV: no seeking, no windows, nothing of milnce's.
 
@@ -278,6 +285,7 @@ def ffmpeg_clip(
         fps: Frames a second.
         frames: Frames of the clip; black where the video has ended.
         size: Height and width.
+        drop_earlier: Drop the frames before the start, as ffmpeg's `-ss` does; else the one on screen is kept.
         before: Filters with their arguments to put before the crop.
     """
     clip = np.zeros((frames, size, size, 3), np.uint8)
@@ -289,6 +297,8 @@ def ffmpeg_clip(
         square = {"w": "min(iw,ih)", "h": "min(iw,ih)", "x": "(iw-min(iw,ih))*0.5", "y": "(ih-min(iw,ih))*0.5"}
         graph.link_nodes(
             source,
+            *([graph.add("trim", f"start={start_us}us")] if drop_earlier else []),
+            graph.add("setpts", f"PTS-{start_us}*{ticks // 1_000_000}"),
             graph.add("fps", f"fps={fps}:start_time=0"),
             *[graph.add(name, arguments) for name, arguments in before],
             graph.add("crop", **square),
@@ -303,7 +313,7 @@ def ffmpeg_clip(
                 pts = frame.pts or 0
                 origin = pts if origin is None else origin
                 scale = int(ticks * (frame.time_base or 0))
-                frame.pts = (pts - origin) * scale - start_us * int(ticks) // 1_000_000
+                frame.pts = (pts - origin) * scale
                 frame.duration *= scale
                 frame.time_base = Fraction(1, int(ticks))
             graph.push(frame)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.videos import ffmpeg_clip, loop_video, make_video, read_numbers, real_videos
-from milnce.errors import InputError
+from milnce.errors import InputError, RangeError, VideoError
 from milnce.video import Preset, get_preset, iter_windows, probe_video
 from milnce.video.windows import round_half_away, window_starts
 
@@ -24,11 +24,13 @@ VARIABLE = [0, 10, 20, 200, 210, 500, 1200, 1210, 1900, 1950, 2500, 2600, 4000, 
 
 
 def shown(times: list[Fraction], start: Fraction, end: Fraction, fps: int, frames: int) -> list[int | None]:
-    """Work out which frame each slot shows, from the rule alone; None where the video has ended."""
+    """Work out which frame each slot of a reference window shows, from the rule alone; None after the video's end."""
+    first = next((n for n, time in enumerate(times) if time >= start), len(times) - 1)
     slots = [math.floor((time - start) * fps + Fraction(1, 2)) for time in times]
     last = max(1, math.floor((end - start) * fps + Fraction(1, 2)))
     return [
-        max((n for n, slot in enumerate(slots) if slot <= k), default=0) if k < last else None for k in range(frames)
+        max((n for n, slot in enumerate(slots) if slot <= k and n >= first), default=first) if k < last else None
+        for k in range(frames)
     ]
 
 
@@ -40,7 +42,14 @@ def test_clips_of_real_videos_equal_libavfilter_s(video: Path, preset_name: str)
     count = 0
     for window in itertools.islice(iter_windows(video, preset), 0, None, 3):
         start_us = math.floor(Fraction(repr(window.start_s)) * 1_000_000)
-        expected = ffmpeg_clip(video, start_us, fps=int(preset.fps), frames=preset.frames, size=preset.size)
+        expected = ffmpeg_clip(
+            video,
+            start_us,
+            fps=int(preset.fps),
+            frames=preset.frames,
+            size=preset.size,
+            drop_earlier=preset.windows is not None,
+        )
         assert np.array_equal(window.clip, expected), f"window {window.index} at {window.start_s} s"
         count += 1
     assert count
@@ -57,6 +66,32 @@ def test_a_variable_rate_is_sampled_by_time(suffix: str, start_ms: int, tmp_path
     if suffix != ".webm":
         # The last frame of a WebM has no duration of its own: FFmpeg would end with it.
         assert np.array_equal(window.clip, ffmpeg_clip(path, start_ms * 1000, fps=10, frames=32, size=224))
+
+
+@pytest.mark.parametrize("start_ms", [0, 1, 100, 200, 250, 333, 417, 1000, 1990, 2950])
+@pytest.mark.parametrize(("fps", "frames"), [(5, 25), (12, 60)])
+def test_at_a_low_rate_reference_windows_drop_what_is_before_and_sliding_ones_keep_it(
+    fps: int, frames: int, start_ms: int, tmp_path: Path
+) -> None:
+    path = make_video(tmp_path / "low.mp4", frames=frames, fps=Fraction(fps), b_frames=2)
+    for preset in (get_preset("milnce-native", windows=1, frames=16), get_preset("sliding", frames=16)):
+        window = next(iter_windows(path, preset, start_s=start_ms / 1000))
+        drop = preset.windows is not None
+        expected = ffmpeg_clip(path, start_ms * 1000, fps=10, frames=16, size=224, drop_earlier=drop)
+        assert np.array_equal(window.clip, expected)
+        on_screen, following = start_ms * fps // 1000, math.ceil(start_ms * fps / 1000)
+        assert read_numbers(window.clip)[0] in ((following,) if drop else (on_screen, following))
+
+
+def test_the_layouts_differ_between_two_frames_and_share_the_last_one(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "five.gif", frames=10, fps=Fraction(5))
+    (reference,) = iter_windows(path, get_preset("milnce-native", windows=1, frames=6), start_s=0.25)
+    assert read_numbers(reference.clip) == [2, 2, 2, 2, 3, 3]
+    sliding = next(iter_windows(path, get_preset("sliding", frames=6), start_s=0.25))
+    assert read_numbers(sliding.clip) == [1, 1, 2, 2, 3, 3]
+    for name in ("milnce-native", "sliding"):  # no frame starts after 1.85 s
+        late = next(iter_windows(path, get_preset(name, frames=6), start_s=1.85))
+        assert read_numbers(late.clip) == [9, 9, None, None, None, None]
 
 
 @pytest.mark.parametrize(("fps", "frames"), [(Fraction(8), 40), (Fraction(30000, 1001), 150), (Fraction(60), 300)])
@@ -137,17 +172,28 @@ def test_times_count_from_the_first_frame_whatever_its_time_stamp(tmp_path: Path
     [
         (-1.0, None, r"start_s must be a finite number of seconds, at least 0; got -1.0"),
         (None, math.nan, r"end_s must be a finite number of seconds"),
+    ],
+)
+def test_what_is_no_time_is_the_caller_s_mistake(start_s: float | None, end_s: float | None, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        iter_windows("never opened.mp4", "milnce-native", start_s=start_s, end_s=end_s)
+    assert not isinstance(caught.value, VideoError)
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "message"),
+    [
         (4.0, None, r"start_s=4.0 is not inside the video; the video lasts 4.000 s"),
         (None, 4.2, r"end_s=4.2 is beyond the end; the video lasts 4.000 s"),
         (2.0, 2.0, r"end_s=2.0 must be after start_s=2.0; the video lasts 4.000 s"),
         (3.0, 1.0, r"end_s=1.0 must be after start_s=3.0; the video lasts 4.000 s"),
     ],
 )
-def test_a_range_outside_the_video_is_refused_with_its_duration(
+def test_a_range_outside_the_video_is_an_error_of_that_file_with_its_duration(
     start_s: float | None, end_s: float | None, message: str, tmp_path: Path
 ) -> None:
     path = make_video(tmp_path / "four.mp4", frames=40, fps=Fraction(10))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(RangeError, match=message):
         next(iter_windows(path, "milnce-native", start_s=start_s, end_s=end_s))
 
 

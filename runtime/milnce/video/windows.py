@@ -1,7 +1,12 @@
 """Laying windows over a video and sampling their clips, in one forward pass.
 
 Sampling is that of ffmpeg's `fps` filter with its default rounding: slot k of a window shows the last frame whose time
-since the window's start, in slots, rounds to k or less. A slot before the video's first frame shows the first frame.
+since the window's start, in slots, rounds to k or less. Two layouts differ in the frame that is on screen when a window
+starts between two frames:
+
+- `windows` (the reference's): frames before the start are dropped, as ffmpeg's `-ss` does, and the first one left fills
+  the slots before it. Where none is left, the video's last frame is shown.
+- `stride_frames`: the frame on screen is kept. These windows lie on one grid, so those that overlap agree on its slots.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from milnce.errors import InputError
+from milnce.errors import InputError, RangeError
 from milnce.video.container import as_video_errors, open_video
 from milnce.video.decode import FrameReader, TimedFrame, require_intact
 from milnce.video.picture import square_maker
@@ -84,7 +89,8 @@ def iter_windows(
         `Window`s.
 
     Raises:
-        InputError: if there is no such preset, or the range is not inside the video.
+        InputError: if there is no such preset, or a time is no finite number of at least 0.
+        RangeError: if the range is not inside this video, or is empty.
         VideoError: if the file cannot be decoded as far as needed, or is refused.
         MissingDependencyError: if PyAV is not installed.
     """
@@ -114,12 +120,12 @@ def _range(path: str | os.PathLike[str], length: Length, start_s: float | None, 
     )
     duration = f"the video lasts {float(length.video_s):.3f} s"
     if limits.start_s >= length.video_s:
-        raise InputError(f"{path}: start_s={start_s} is not inside the video; {duration}")
+        raise RangeError(f"{path}: start_s={start_s} is not inside the video; {duration}")
     # Durations printed with a few decimals may be rounded up.
     if limits.end_s > length.container_s + Fraction(1, 100):
-        raise InputError(f"{path}: end_s={end_s} is beyond the end; {duration}")
+        raise RangeError(f"{path}: end_s={end_s} is beyond the end; {duration}")
     if limits.end_s <= limits.start_s:
-        raise InputError(f"{path}: end_s={end_s} must be after start_s={start_s}; {duration}")
+        raise RangeError(f"{path}: end_s={end_s} must be after start_s={start_s}; {duration}")
     return limits
 
 
@@ -182,7 +188,7 @@ def _sampled(
             # Only now is it known until when `shown` is shown, and so whether any window needs it.
             picture: Picture | None = None
             until_s = max(shown.end_s, length.video_s) if following is None else following.time_s
-            while waiting and (following is None or round_half_away((until_s - waiting[0].start_s) * fps) > 0):
+            while waiting and (following is None or _is_first_of(waiting[0], shown, until_s, preset)):
                 under_way.append(waiting.popleft())
             for window in under_way:
                 slots = min(preset.frames, round_half_away((until_s - window.start_s) * fps))
@@ -196,6 +202,13 @@ def _sampled(
                 end_s = done.start_s + preset.frames / fps
                 yield Window(done.index, float(done.start_s), float(end_s), _clip(done.pictures, preset))
         shown = following
+
+
+def _is_first_of(window: _OpenWindow, shown: TimedFrame, until_s: Fraction, preset: Preset) -> bool:
+    """Whether a window's first slot shows a frame that is shown until `until_s`."""
+    if preset.windows is not None and shown.time_s < window.start_s:
+        return False
+    return round_half_away((until_s - window.start_s) * Fraction(str(preset.fps))) > 0
 
 
 def _first_frames(video: OpenVideo, preset: Preset, limits: _Range, length: Length) -> Window:
