@@ -12,16 +12,13 @@ from milnce import backends
 from milnce.arguments import positive
 from milnce.bundle import Bundle
 from milnce.clips import check_clips, input_form
-from milnce.errors import BackendError, InputError
-from milnce.manifest import MODULES
+from milnce.errors import BackendError, InputError, NonFiniteError
 from milnce.onnx_policy import refuse_external_data
-from milnce.tokenizer import as_sentences
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -89,11 +86,8 @@ def load(
     if threads is not None:
         threads = positive("threads", threads)
     names = (modules,) if isinstance(modules, str) else tuple(modules)
-    for name in names:
-        if name not in MODULES:
-            raise InputError(f"module {name!r} given; modules are {', '.join(MODULES)}")
     bundle = Bundle.open(path)
-    choice = backends.select(backend, device, precision, bundle=bundle)
+    choice = backends.select(backend, device, precision, bundle=bundle, modules=names)
     model = Model(bundle, choice, threads=threads)
     try:
         for name in names:
@@ -128,9 +122,7 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -152,7 +144,9 @@ class Model:
             BundleError: if the bundle lacks that graph, or its file is damaged or changed.
             BackendError: if the backend refuses the graph, or the model is closed.
         """
-        graph = self.bundle.graph(module, precision=self._graph_precision(module), input_form=input_form)
+        # The projection exists in FP32 alone: it is one small layer, and features on disk are float32.
+        precision = "fp16" if self.backend.precision == "fp16" and module != "projection" else "fp32"
+        graph = self.bundle.graph(module, precision=precision, input_form=input_form)
         key = (graph.module, graph.input_form)
         with self._lock:
             if self._closed:
@@ -178,6 +172,7 @@ class Model:
             InputError: if the array has another dtype, rank, order of channels, size or range; the message says
                 which and how to cure it.
             BundleError: if the bundle has no graph for this input form.
+            NonFiniteError: if the graph gave NaN or infinity for one of the clips.
         """
         step = positive("batch_size", batch_size)
         backend = self.open("video", input_form=input_form(clips))
@@ -206,7 +201,7 @@ class Model:
             UnknownWordsWarning: for a sentence with no known word.
         """
         step = positive("batch_size", batch_size)
-        tokens = self.tokenizer(as_sentences(sentences), max_words=max_words)
+        tokens = self.tokenizer(sentences, max_words=max_words)
         return _run_in_batches(self.open("text"), tokens, step)["text_embedding"]
 
     def project(self, mixed_5c: NDArray[Any], *, batch_size: int = 4096) -> Float32Array:
@@ -226,9 +221,7 @@ class Model:
         step = positive("batch_size", batch_size)
         backend = self.open("projection")
         if not isinstance(mixed_5c, np.ndarray):
-            raise InputError(f"mixed_5c: {type(mixed_5c).__name__} given; numpy float32 (N, 1024) expected")
-        if mixed_5c.ndim > 0 and len(mixed_5c) == 0:
-            raise InputError(f"mixed_5c: no rows given, shape {mixed_5c.shape}; at least one is needed")
+            raise InputError(f"a numpy.ndarray expected: {backend.inputs[0]}; {type(mixed_5c).__name__} given")
         backend.inputs[0].check(mixed_5c)
         if not np.isfinite(mixed_5c).all():
             raise InputError("mixed_5c: holds NaN or infinity; give the features as encode_video made them")
@@ -258,10 +251,6 @@ class Model:
         from milnce.pipeline import embed_files  # noqa: PLC0415 - the pipeline needs the video extra
 
         return embed_files(self, paths, preset=preset, batch_size=batch_size, start_s=start_s, end_s=end_s)
-
-    def _graph_precision(self, module: str) -> str:
-        # The projection exists in FP32 alone: it is one small layer, and features on disk are float32.
-        return "fp16" if self.backend.precision == "fp16" and module != "projection" else "fp32"
 
 
 def similarity(text: NDArray[Any], video: NDArray[Any]) -> Float32Array:
@@ -302,8 +291,10 @@ def _run_in_batches(backend: Backend, array: NDArray[Any], step: int) -> Mapping
     joined = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in backend.outputs}
     for name, values in joined.items():
         if not np.isfinite(values).all():
-            raise BackendError(
-                f"{backend.graph} on {backend.name} gave NaN or infinity in {name}; "
-                "the precision may be too low for this input: try precision='fp32'"
+            # A backend opened for fp16 runs the projection in FP32; one opened for bf16 computes FP32 graphs in it.
+            precision = "bf16" if backend.precision == "bf16" else backend.graph.precision
+            cure = "the input, or the bundle's weights, are out of range" if precision == "fp32" else "try fp32"
+            raise NonFiniteError(
+                f"{backend.graph.module} in {precision} on {backend.name} gave NaN or infinity in {name}; {cure}"
             )
     return joined

@@ -12,7 +12,14 @@ import pytest
 import milnce
 from helpers.tiny_bundle import tiny_clips, write_tiny_bundle
 from milnce import backends
-from milnce.errors import BackendError, BackendUnavailableError, BundleError, InputError, UnknownWordsWarning
+from milnce.errors import (
+    BackendError,
+    BackendUnavailableError,
+    BundleError,
+    InputError,
+    NonFiniteError,
+    UnknownWordsWarning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,6 +196,8 @@ def test_rounding_just_over_one_is_let_through(model: milnce.Model) -> None:
     clips = np.nextafter(FLOAT32 + 1, np.float32(2))
     assert clips.max() > 1
     assert np.isfinite(model.encode_video(clips).embedding).all()
+    with pytest.raises(InputError, match=r"values from 0 to 1\.005 given; float clips must lie in \[0, 1\]"):
+        model.encode_video(np.where(np.arange(16) == 3, np.float32(1.005), FLOAT32))
 
 
 @pytest.mark.parametrize(("form", "clips"), [("uint8", FLOAT32), ("float32", UINT8)])
@@ -208,9 +217,9 @@ def test_wrong_features_are_named(model: milnce.Model) -> None:
         (good.astype(np.float64), "mixed_5c: dtype float64 given, float32 expected"),
         (good[:, :8], r"mixed_5c: axis 1 is 8, shape \(2, 8\); expected 12"),
         (good[0], "mixed_5c: rank 1 given"),
-        (good[:0], "mixed_5c: no rows given"),
+        (good[:0], r"mixed_5c: batch is 0, shape \(0, 12\); expected batch=1\.\."),
         (good + np.nan, "mixed_5c: holds NaN or infinity"),
-        ([1.0], "mixed_5c: list given; numpy float32"),
+        ([1.0], r"numpy\.ndarray expected: mixed_5c float32 \(batch=1\.\., 12\); list given"),
     ]:
         with pytest.raises(InputError, match=text):
             model.project(features)
@@ -277,15 +286,42 @@ def test_fp16_is_near_but_not_equal_and_the_projection_stays_fp32(tiny: Tiny, ba
         assert " in fp16: " in str(model.backend)
 
 
-def test_numbers_that_are_not_finite_are_an_error_not_a_result(tiny: Tiny) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_numbers_that_are_not_finite_are_an_error_not_a_result(tiny: Tiny, precision: str) -> None:
     huge = np.full((1, 12), 3e38, np.float32)
-    with milnce.load(tiny.path) as model, pytest.raises(BackendError, match=r"gave NaN or infinity in video_embedding"):
+    text = (
+        "projection in fp32 on onnxruntime gave NaN or infinity in video_embedding; "
+        "the input, or the bundle's weights, are out of range"
+    )
+    with (
+        milnce.load(tiny.path, backend="onnxruntime", precision=precision) as model,
+        pytest.raises(NonFiniteError, match=re.escape(text)),
+    ):
         model.project(huge)
 
 
-def test_a_closed_model_says_so(tiny: Tiny) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_numbers_lost_to_a_low_precision_name_the_one_to_try(
+    tiny: Tiny, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph_precision = "fp16" if precision == "fp16" else "fp32"
+    with milnce.load(tiny.path, backend="onnxruntime", precision=graph_precision) as model:
+        backend = model.open("video")
+        monkeypatch.setattr(backend, "precision", precision)  # bf16 is not on every machine
+        broken = {"video_embedding": np.full((1, 8), np.nan, np.float32), "mixed_5c": np.zeros((1, 12), np.float32)}
+        monkeypatch.setattr(backend, "_run", lambda _: broken)
+        text = f"video in {precision} on onnxruntime gave NaN or infinity in video_embedding; try fp32"
+        with pytest.raises(NonFiniteError, match=text):
+            model.encode_video(UINT8)
+
+
+def test_a_closed_model_says_so_and_has_closed_its_backends(tiny: Tiny) -> None:
     model = milnce.load(tiny.path)
+    towers = [model.open("video"), model.open("text")]
     model.close()
+    for tower in towers:
+        with pytest.raises(BackendError, match="is closed; load the model again"):
+            tower.run({})
     model.close()
     with pytest.raises(BackendError, match="the model is closed; load it again"):
         model.encode_text("cut")

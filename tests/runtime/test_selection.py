@@ -8,8 +8,10 @@ from importlib import metadata
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+import milnce
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce import backends
 from milnce.backends import Availability, onnxruntime, openvino
@@ -108,8 +110,26 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(bundle: Bundle) 
 
 def test_a_bundle_without_the_precision_is_named(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path / "b", precisions=["fp32"])
-    with pytest.raises(BackendUnavailableError, match=r"precision fp16 needs fp16 graphs; bundle '.*/b' has fp32"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"precision fp16 needs fp16 graphs; bundle '.*/b' has its video graphs in fp32"
+    ):
         backends.select(precision="fp16", bundle=Bundle.open(tmp_path / "b"))
+
+
+def test_an_fp16_bundle_names_the_option_although_its_projection_is_fp32(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b", precisions=["fp16"])
+    text = (
+        r"precision fp32 needs fp32 graphs; bundle '.*/b' has its video graphs in fp16. "
+        r'Ask for that: load\(..., precision="fp16"\) or --precision fp16; or export the bundle again'
+    )
+    with pytest.raises(BackendUnavailableError, match=text):
+        milnce.load(tmp_path / "b")
+    with pytest.raises(BackendUnavailableError, match="its text graphs in fp16"):
+        milnce.load(tmp_path / "b", modules="text")
+    with milnce.load(tmp_path / "b", modules="projection") as model:
+        assert model.project(np.zeros((1, 12), np.float32)).shape == (1, 8)
+    with milnce.load(tmp_path / "b", precision="fp16") as model:
+        assert model.encode_text("cut").shape == (1, 8)
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
