@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A word is a run of Unicode letters, digits, underscores and apostrophes, as in the reference's `re.findall`.
 _WORD = re.compile(r"[\w']+")
+# Sentences that are remembered as warned about, so that a service's memory does not grow for ever.
+_REMEMBERED_WARNINGS = 1000
 
 
 class Tokenizer:
@@ -67,7 +69,8 @@ class Tokenizer:
             InputError: if there is no sentence, or one is not text.
 
         Warns:
-            UnknownWordsWarning: for a sentence with no known word (all its ids are 0), once for each such sentence.
+            UnknownWordsWarning: for a sentence with no known word (all its ids are 0), once for each such
+                sentence (again after a thousand others).
         """
         width = self.max_words if max_words is None else positive("max_words", max_words)
         rows = as_sentences(sentences)
@@ -86,6 +89,8 @@ class Tokenizer:
     def _warn_unknown(self, sentence: str) -> None:
         if sentence in self._warned:
             return
+        if len(self._warned) >= _REMEMBERED_WARNINGS:
+            self._warned.clear()
         self._warned.add(sentence)
         words = ", ".join(map(repr, _split(sentence))) or "it has no words at all"
         warnings.warn(

@@ -31,6 +31,11 @@ def test_words_are_unicode_runs_with_apostrophes_and_underscores() -> None:
     assert Tokenizer(WORDS, max_words=4)("ÖFFNEN,don't;x_1").tolist() == [[5, 3, 6, 0]]
 
 
+def test_case_is_lowered_and_not_folded() -> None:
+    # str.casefold, which looks like the better str.lower, makes another word of it: "strasse".
+    assert Tokenizer(["straße"], max_words=1)(["Straße", "straße"]).tolist() == [[1], [1]]
+
+
 def test_max_words_of_the_call_wins() -> None:
     tokenizer = Tokenizer(WORDS)
     assert tokenizer("cut").shape == (1, 16)
@@ -56,6 +61,15 @@ def test_a_sentence_without_known_words_warns_once_by_name() -> None:
         tokenizer("Slice it")
     with pytest.warns(UnknownWordsWarning, match="it has no words at all"):
         tokenizer("?!")
+
+
+def test_the_memory_of_warnings_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milnce.tokenizer._REMEMBERED_WARNINGS", 3)
+    tokenizer = Tokenizer(WORDS, max_words=3)
+    with pytest.warns(UnknownWordsWarning) as caught:
+        tokenizer(["one", "two", "three", "one", "four", "four", "one"])
+    texts = [str(warning.message).split("'")[1] for warning in caught]
+    assert texts == ["one", "two", "three", "four", "one"]
 
 
 @pytest.mark.parametrize(
