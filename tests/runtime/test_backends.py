@@ -234,6 +234,39 @@ def test_a_session_that_falls_back_to_the_cpu_is_refused(tiny: Tiny, monkeypatch
         backends.open_graph(BackendChoice("onnxruntime", "cuda", "fp32", "tests"), bundle.read(graph), graph)
 
 
+def test_cuda_is_opened_without_tf32(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime  # noqa: PLC0415 - patched here alone
+
+    asked: list[object] = []
+
+    def noted(*_: object, **options: object) -> object:
+        asked.append(options["providers"])
+        raise RuntimeError("no session is opened here")
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    bundle = Bundle.open(tiny.path)
+    graph = bundle.graph("text")
+    with pytest.raises(BackendError, match=r"cannot open text tokens fp32 .* on cuda: no session is opened here"):
+        backends.open_graph(BackendChoice("onnxruntime", "cuda", "fp32", "tests"), bundle.read(graph), graph)
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})]]
+
+
+def test_openvino_that_would_compute_in_another_precision_is_refused(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino  # noqa: PLC0415 - patched here alone
+
+    monkeypatch.setattr(openvino.CompiledModel, "get_property", lambda *_: openvino.Type.bf16)
+    bundle = Bundle.open(tiny.path)
+    graph = bundle.graph("text")
+    with pytest.raises(
+        BackendUnavailableError, match=r"openvino was asked to compute in f32 but would use bf16; .* precision='fp32'"
+    ):
+        backends.open_graph(BackendChoice("openvino", "cpu", "fp32", "tests"), bundle.read(graph), graph)
+
+
 def test_openvino_keeps_the_last_two_sizes_compiled(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     import openvino  # noqa: PLC0415 - patched here alone
 
