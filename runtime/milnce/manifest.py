@@ -6,7 +6,7 @@ The reader trusts nothing: every field is checked, and everything that is wrong 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from milnce.errors import BundleError, BundleVersionError
@@ -67,18 +67,8 @@ class GraphFile:
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest's form."""
-        return {
-            "module": self.module,
-            "input_form": self.input_form,
-            "precision": self.precision,
-            "file": self.file,
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "opset": self.opset,
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "parity": dict(self.parity),
-        }
+        specs = {key: [spec.to_json() for spec in getattr(self, key)] for key in ("inputs", "outputs")}
+        return {**asdict(self), **specs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +89,7 @@ class VocabularyFile:
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest's form."""
-        return {"file": self.file, "sha256": self.sha256, "words": self.words, "max_words": self.max_words}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
