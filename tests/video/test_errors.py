@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from helpers.videos import make_audio, make_video, read_numbers, truncate
 from milnce.errors import MilnceError, MissingDependencyError, VideoError
 from milnce.video import Preset, iter_windows, probe_video, read_frame
 from milnce.video.container import open_video
+from milnce.video.decode import FrameReader
 from milnce.video.integrity import truncation
 
 if TYPE_CHECKING:
@@ -139,6 +141,37 @@ def test_damage_in_the_needed_range_is_an_error_and_outside_it_is_not(suffix: st
         decode_all(path)
     (window,) = iter_windows(path, Preset("early", 25.0, 25, 1, None, size=32), end_s=2.0)
     assert read_numbers(window.clip) == list(range(25))
+
+
+def test_a_last_picture_that_was_cut_is_an_error_though_its_decoder_is_content(tmp_path: Path) -> None:
+    # A QuickTime writer may leave the size of the last part open, so the structure cannot tell; a JPEG decoder fills up.
+    path = make_video(
+        tmp_path / "cut.mp4",
+        frames=30,
+        codec="mjpeg",
+        pix_fmt="yuvj420p",
+        container_options={"movflags": "faststart"},
+    )
+    data = bytearray(path.read_bytes())
+    box = data.rindex(b"mdat")
+    data[box - 4 : box] = bytes(4)
+    path.write_bytes(data)
+    assert decode_all(path) == list(range(30))
+    path.write_bytes(data[:-200])
+    with path.open("rb") as file:
+        assert truncation(file) is None
+    with pytest.raises(VideoError, match=r"cut\.mp4: damaged or truncated after 1\.120 s; copy or download it again"):
+        decode_all(path)
+
+
+def test_frames_may_end_a_second_before_the_declared_end_and_no_earlier(tmp_path: Path) -> None:
+    with open_video(make_video(tmp_path / "four.mp4", frames=100)) as video:
+        reader = FrameReader(video)
+        while reader.read() is not None:
+            pass
+        reader.require_whole(Fraction(5))
+        with pytest.raises(VideoError, match=r"truncated, its frames end at 4\.00 s and 5\.04 s are declared"):
+            reader.require_whole(Fraction("5.04"))
 
 
 def test_without_pyav_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
