@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,21 @@ def test_nothing_to_do_is_an_error_that_says_what_was_looked_for(tmp_path: Path)
         find_videos([tmp_path])
     with pytest.raises(InputError, match="no videos: the list of paths is empty; give files or folders"):
         find_videos([])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything, so the mode would not do
+        if Path(path).name == "er":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(
+        InputError, match=r"folder .*/deep/er cannot be read \(Permission denied\); make it readable, or"
+    ):
+        find_videos(tree)
 
 
 def test_a_link_in_a_circle_ends(tree: Path) -> None:

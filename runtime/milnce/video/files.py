@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from milnce.errors import InputError
 
@@ -29,7 +29,7 @@ def find_videos(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         Paths in the order given; each folder's files sorted by path.
 
     Raises:
-        InputError: if there is nothing to do: no paths, or folders without a video.
+        InputError: if there is nothing to do (no paths, or folders without a video), or a folder cannot be read.
     """
     given = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     if not given:
@@ -45,7 +45,7 @@ def find_videos(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 def _videos_under(folder: Path) -> list[Path]:
     videos = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         videos += [
             Path(parent, name)
@@ -53,3 +53,9 @@ def _videos_under(folder: Path) -> list[Path]:
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
         ]
     return sorted(videos)
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise InputError(
+        f"folder {error.filename} cannot be read ({error.strerror}); make it readable, or name the files to use"
+    ) from error
