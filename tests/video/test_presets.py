@@ -75,6 +75,28 @@ def test_every_field_is_either_in_the_digest_or_only_for_people() -> None:
     assert {field.name for field in dataclasses.fields(Preset)} == covered
 
 
+def test_a_changed_preset_no_longer_passes_for_the_published_one() -> None:
+    closer = get_preset("milnce-eval", windows=None, stride_frames=8)
+    assert closer.name == "milnce-eval, customised"
+    assert closer.description == ("As milnce-eval, with windows None instead of 10, stride_frames 8 instead of None.")
+    assert str(closer) == "milnce-eval, customised (16 frames, 5 fps, stride 8 frames, 224 px)"
+    larger = get_preset(closer, size=256)
+    assert larger.name == "milnce-eval, customised"
+    assert "stride_frames 8 instead of None, size 256 instead of 224" in larger.description
+    assert get_preset(larger, size=224, windows=10, stride_frames=None) == get_preset("milnce-eval")
+    mine = Preset("mine", 5.0, 16, 10, None, description="My own.")
+    twice = get_preset(get_preset(mine, size=64), size=32)
+    assert twice.name == "mine, customised"
+
+
+def test_overrides_that_change_no_pixel_change_no_label() -> None:
+    assert get_preset("milnce-native", size=224, frames=32, fps=10) == get_preset("milnce-native")
+    named = get_preset("milnce-native", size=64, name="small", description="Small ones.")
+    assert (named.name, named.description) == ("small", "Small ones.")
+    labelled = get_preset("milnce-native", size=64)
+    assert labelled.digest == named.digest
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -21,6 +21,9 @@ Padding = Literal["black", "repeat"]
 SAMPLING_VERSION = 1
 MAX_FPS = 1000
 
+_FOR_PEOPLE = frozenset({"name", "description", "source"})
+_CUSTOMISED = ", customised"
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -41,7 +44,7 @@ class Preset:
         padding: What fills a clip when the video ends before it: "black" frames after the last one, or "repeat": each
             frame is shown ceil(frames / available) times, and the surplus is cut.
         description: One sentence for people.
-        source: Where the numbers were published.
+        source: Where the numbers were published; those of a customised preset that its description does not name.
 
     Raises:
         InputError: if a value is out of range or two of them contradict each other.
@@ -110,7 +113,7 @@ class Preset:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that changes pixels or times: not of the name, the description or the source."""
-        fields = {key: value for key, value in self.to_json().items() if key not in {"name", "description", "source"}}
+        fields = {key: value for key, value in self.to_json().items() if key not in _FOR_PEOPLE}
         fields["fps"] = None if self.fps is None else float(self.fps)
         fields["sampling_version"] = SAMPLING_VERSION
         return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -171,6 +174,9 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str | Preset, /, **overrides: Any) -> Preset:  # noqa: ANN401 - fields of several types
     """Return a preset by name, with some of its fields replaced.
 
+    A preset that no longer gives the same pixels says so: its name becomes "milnce-eval, customised" and its
+    description lists what differs, unless the overrides name and describe it.
+
     Args:
         name: One of `PRESETS`, or a `Preset` to vary.
         **overrides: Fields of `Preset` with their new values, such as `stride_frames=8`.
@@ -185,4 +191,20 @@ def get_preset(name: str | Preset, /, **overrides: Any) -> Preset:  # noqa: ANN4
     unknown = sorted(set(overrides) - fields)
     if unknown:
         raise InputError(f"a preset has no field {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
-    return dataclasses.replace(preset, **overrides) if overrides else preset
+    if not overrides:
+        return preset
+    changed = dataclasses.replace(preset, **overrides)
+    base = PRESETS.get(preset.name.removesuffix(_CUSTOMISED), preset)
+    return dataclasses.replace(changed, **{**_labels(changed, base), **overrides})
+
+
+def _labels(preset: Preset, base: Preset) -> dict[str, str]:
+    differences = ", ".join(
+        f"{field.name} {getattr(preset, field.name)} instead of {getattr(base, field.name)}"
+        for field in dataclasses.fields(Preset)
+        if field.name not in _FOR_PEOPLE and getattr(preset, field.name) != getattr(base, field.name)
+    )
+    if not differences:
+        return {"name": base.name, "description": base.description}
+    name = base.name.removesuffix(_CUSTOMISED)
+    return {"name": name + _CUSTOMISED, "description": f"As {base.name}, with {differences}."}
