@@ -265,7 +265,7 @@ def real_video(name: str) -> Path:
     return {video.stem: video for video in real_videos()}[name]
 
 
-def ffmpeg_clip(  # noqa: PLR0913 - what ffmpeg's command line would say
+def ffmpeg_clip(
     path: Path,
     start_us: int,
     *,
