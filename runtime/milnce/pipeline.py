@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milnce.errors import BundleError, InputError, MilnceError, VideoError
+from milnce.arguments import positive
+from milnce.errors import BundleError, InputError, MilnceError, NonFiniteError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -59,10 +60,11 @@ class FileEmbeddings:
 
 @dataclass(slots=True, eq=False)
 class _File:
-    """One file under way; `waiting` windows are decoded and not yet inferred."""
+    """One file under way; `waiting` clips are decoded and not yet inferred. Equal windows share a clip."""
 
     path: Path
     spans: list[WindowSpan] = field(default_factory=list)
+    clip_of: list[int] = field(default_factory=list)  # for each window, which of the file's clips it is
     embedding: list[NDArray[np.float32]] = field(default_factory=list)
     mixed_5c: list[NDArray[np.float32]] = field(default_factory=list)
     waiting: int = 0
@@ -75,7 +77,7 @@ class _File:
 
     def fail(self, error: MilnceError) -> None:
         self.error, self.decoded, self.waiting = error, True, 0
-        self.spans, self.embedding, self.mixed_5c = [], [], []
+        self.spans, self.clip_of, self.embedding, self.mixed_5c = [], [], [], []
 
 
 def resolve_preset(model: Model, preset: str | Preset | None) -> Preset:
@@ -128,29 +130,48 @@ def embed_files(
         on_window: Called with the file and the window after each window is decoded, for progress.
 
     Yields:
-        One result a file, in the order given. A file that cannot be decoded yields its error and the others go on.
+        One result a file, in the order given. A file that cannot be decoded or does not have the times asked for
+        yields its error and the others go on. A batch that gives NaN or infinity fails the files that are in it.
 
     Raises:
-        InputError: before any work, if there is no path or a folder without videos only, the preset is unknown, the
-            batch size is below 1, or the times are not a range.
+        InputError: before any work, if there is no path or a folder without videos only, the preset is unknown or
+            makes clips that the bundle does not take, the batch size is below 1 or too large for the memory, or the
+            times are not a range.
         MissingDependencyError: if PyAV is not installed.
         BackendError: if the model cannot run a batch; nothing more is yielded then.
     """
     from milnce.video.files import find_videos  # noqa: PLC0415  # video is optional at import
 
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; at least 1 expected")
-    _check_range(start_s, end_s)
+    batch_size = positive("batch_size", batch_size)
+    check_range(start_s, end_s)
     files = find_videos(paths)
     sampling = resolve_preset(model, preset)
+    _check_fits(model, sampling)
     return _stream(_Embedder(model, sampling, batch_size), files, (start_s, end_s), on_window)
 
 
-def _check_range(start_s: float | None, end_s: float | None) -> None:
+def check_range(start_s: float | None, end_s: float | None) -> None:
+    """Make sure that the times, in seconds, are a range of some video; None leaves a side open.
+
+    Raises:
+        InputError: if they are negative, NaN, or not in order.
+    """
     begin = 0.0 if start_s is None else start_s
     finish = np.inf if end_s is None else end_s
     if not (0 <= begin < finish):
         raise InputError(f"start {start_s} s and end {end_s} s given; 0 <= start < end expected, in seconds")
+
+
+def _check_fits(model: Model, preset: Preset) -> None:
+    """Hold the preset's clips against what the video graph takes, before anything is decoded."""
+    spec = model.open("video", input_form="uint8").inputs[0]
+    sizes = (preset.frames, preset.size, preset.size)
+    if not all(axis.accepts(size) for axis, size in zip(spec.shape[1:4], sizes, strict=True)):
+        raise InputError(
+            f"preset {preset} makes clips of {preset.frames} frames of {preset.size} x {preset.size} pixels, but the "
+            f"bundle {model.bundle.path} takes {spec}. Name no preset to sample as the bundle does, take one that "
+            "fits, or export the bundle again for these clips"
+        )
 
 
 class _Embedder:
@@ -161,7 +182,10 @@ class _Embedder:
         self.preset = preset
         # One allocation for the whole run; np.empty touches no page until a clip is copied in.
         shape = (batch_size, preset.frames, preset.size, preset.size, 3)
-        self._clips: NDArray[np.uint8] = np.empty(shape, np.uint8)
+        try:
+            self._clips: NDArray[np.uint8] = np.empty(shape, np.uint8)
+        except (MemoryError, ValueError) as error:  # ValueError: more than there are addresses
+            raise InputError(f"batch_size is {batch_size}, too large ({error}); take a smaller one") from error
         self._owners: list[_File] = []
 
     def add(self, file: _File, clip: NDArray[Any]) -> None:
@@ -172,33 +196,35 @@ class _Embedder:
             self.flush()
 
     def drop(self, file: _File) -> None:
-        """Forget the clips of a file that failed."""
-        kept = [slot for slot, owner in enumerate(self._owners) if owner is not file]
-        for slot, kept_slot in enumerate(kept):
-            if slot != kept_slot:
-                self._clips[slot] = self._clips[kept_slot]
-        self._owners = [self._owners[slot] for slot in kept]
+        """Forget the clips of the file under way, which are always the last."""
+        while self._owners and self._owners[-1] is file:
+            self._owners.pop()
 
     def flush(self) -> None:
-        if not self._owners:
+        owners, self._owners = self._owners, []
+        if not owners:
             return
-        count = len(self._owners)
-        result = self.model.encode_video(self._clips[:count], batch_size=count)
-        for file, embedding, mixed_5c in zip(self._owners, result.embedding, result.mixed_5c, strict=True):
+        try:
+            result = self.model.encode_video(self._clips[: len(owners)], batch_size=len(owners))
+        except NonFiniteError as error:
+            for file in owners:
+                file.fail(NonFiniteError(f"{file.path}: {error}"))
+            return
+        for file, embedding, mixed_5c in zip(owners, result.embedding, result.mixed_5c, strict=True):
             file.embedding.append(embedding)
             file.mixed_5c.append(mixed_5c)
             file.waiting -= 1
-        self._owners = []
 
     def result(self, file: _File) -> FileEmbeddings:
         widths = _video_widths(self.model)
-        embedding, mixed_5c = _stack(file.embedding, widths[0]), _stack(file.mixed_5c, widths[1])
+        embedding = _stack(file.embedding, file.clip_of, widths[0])
+        mixed_5c = _stack(file.mixed_5c, file.clip_of, widths[1])
         return FileEmbeddings(file.path, tuple(file.spans), embedding, mixed_5c, file.error, self.preset)
 
 
-def _stack(rows: list[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
-    """Return the rows as one array and empty the list, so that a long video's features are not held twice."""
-    stacked = np.stack(rows) if rows else np.empty((0, width), np.float32)
+def _stack(rows: list[NDArray[np.float32]], order: list[int], width: int) -> NDArray[np.float32]:
+    """Return a row a window and empty the list, so that a long video's features are not held twice."""
+    stacked = np.stack([rows[index] for index in order]) if rows else np.empty((0, width), np.float32)
     rows.clear()
     return stacked
 
@@ -226,7 +252,7 @@ def _stream(
                     if on_window is not None:
                         on_window(path, span)
                     # A batch filled by this file may have finished the ones before it: they need not wait for its end.
-                    while pending[0].done:
+                    while pending and pending[0].done:
                         yield embedder.result(pending.popleft())
         except (VideoError, OSError) as error:
             embedder.drop(file)
@@ -247,9 +273,15 @@ def _decode(
     with closing(iter_windows(file.path, embedder.preset, start_s=span_s[0], end_s=span_s[1])) as windows:
         for window in windows:
             span = WindowSpan(window.index, window.start_s, window.end_s)
+            # A video shorter than a window has the same one many times over: once through the model is enough.
+            repeats = bool(file.spans) and (span.start_s, span.end_s) == (file.spans[-1].start_s, file.spans[-1].end_s)
             file.spans.append(span)
-            embedder.add(file, window.clip)
+            file.clip_of.append(file.clip_of[-1] + (not repeats) if file.clip_of else 0)
+            if not repeats:
+                embedder.add(file, window.clip)
             yield span
+            if file.error is not None:  # the batch with its clips failed
+                return
     if not file.spans:
         raise VideoError(f"{file.path}: no window lies between the given start and end; widen them")
     file.decoded = True

@@ -13,7 +13,7 @@ import milnce
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import make_audio, make_video, real_videos, truncate
 from milnce import video
-from milnce.errors import BackendError, BundleError, InputError, VideoError
+from milnce.errors import BackendError, BundleError, InputError, NonFiniteError, RangeError, VideoError
 from milnce.pipeline import FileEmbeddings, WindowSpan, embed_files, resolve_preset
 from milnce.video import get_preset, iter_windows
 
@@ -197,8 +197,71 @@ def test_a_failing_model_is_not_a_failing_file(model: Model, videos: Path, monke
         list(embed_files(model, [videos], preset=PRESET, batch_size=2))
 
 
+def test_a_batch_that_is_not_finite_fails_its_own_files_alone(
+    model: Model, tiny: Tiny, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [videos / "a.mp4", videos / "c.mp4", videos / "b.mkv"]
+    before = len(next(embed_files(model, paths[:1], preset=PRESET)).windows)
+    encode = model.encode_video
+    calls: list[int] = []
+
+    def spoil(clips: Any, *, batch_size: int = 8) -> Any:  # noqa: ANN401 - as the model's
+        calls.append(len(clips))
+        if len(calls) == 2:  # the first batch of c.mp4, which is still being decoded
+            raise NonFiniteError("NaN in mixed_5c")
+        return encode(clips, batch_size=batch_size)
+
+    monkeypatch.setattr(model, "encode_video", spoil)
+    results = list(embed_files(model, paths, preset=PRESET, batch_size=before))
+    assert [item.path for item in results] == paths
+    check(results[0], tiny)
+    check(results[2], tiny)
+    assert isinstance(results[1].error, NonFiniteError)
+    assert str(results[1].error) == f"{paths[1]}: NaN in mixed_5c"
+    assert (results[1].windows, len(results[1].embedding)) == ((), 0)
+    # What is left of a failed file is neither decoded nor inferred.
+    assert sum(calls) == 2 * before + len(results[2].windows)
+
+
+def test_a_range_that_one_file_lacks_fails_that_file_alone(model: Model, videos: Path) -> None:
+    paths = [videos / "c.mp4", videos / "b.mkv", videos / "a.mp4"]
+    results = list(embed_files(model, paths, preset=PRESET, end_s=1.5))
+    assert [type(item.error) for item in results] == [type(None), RangeError, type(None)]
+    assert "b.mkv: end_s=1.5 is beyond the end" in str(results[1].error)
+
+
+def test_equal_windows_of_a_short_video_are_inferred_once(
+    model: Model, tiny: Tiny, tmp_path: Path, batches: list[int]
+) -> None:
+    preset = get_preset("milnce-native", frames=4, size=32)
+    short = make_video(tmp_path / "short.mp4", frames=12)  # 0.48 s: no room for ten starts
+    long = make_video(tmp_path / "long.mp4", frames=60)
+    results = list(embed_files(model, [short, long], preset=preset, batch_size=4))
+    assert batches == [4, 4, 3], "one clip of the short video and ten of the long one"
+    for item in results:
+        assert [window.index for window in item.windows] == list(range(10))
+        clips = np.stack([window.clip for window in iter_windows(item.path, preset)])
+        np.testing.assert_allclose(item.embedding, tiny.weights.video(clips)[0], rtol=1e-4, atol=1e-3)
+
+
+def test_a_preset_the_bundle_does_not_take_is_refused_before_decoding(model: Model, videos: Path) -> None:
+    seen: list[Path] = []
+    for odd in (get_preset("sliding", frames=5, size=32), get_preset("sliding", frames=4, size=14)):
+        with pytest.raises(
+            InputError, match=rf"preset sliding.* makes clips of {odd.frames} frames.*the bundle .*takes"
+        ):
+            embed_files(model, [videos], preset=odd, on_window=lambda path, _: seen.append(path))
+    assert seen == []
+
+
+@pytest.mark.parametrize("batch_size", [10**12, 10**18])
+def test_a_batch_beyond_the_memory_is_refused(batch_size: int, model: Model, videos: Path) -> None:
+    with pytest.raises(InputError, match=rf"batch_size is {batch_size}, too large .*; take a smaller one"):
+        embed_files(model, [videos], preset=PRESET, batch_size=batch_size)
+
+
 def test_wrong_arguments_are_refused_before_any_work(model: Model, videos: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="batch_size is 0; at least 1 expected"):
+    with pytest.raises(InputError, match="batch_size is 0; a whole number of at least 1 expected"):
         embed_files(model, [videos], batch_size=0)
     with pytest.raises(InputError, match=r"start 2 s and end 1 s given; 0 <= start < end expected"):
         embed_files(model, [videos], start_s=2, end_s=1)
