@@ -144,10 +144,10 @@ def test_damage_in_the_needed_range_is_an_error_and_outside_it_is_not(suffix: st
 
 
 def test_a_last_picture_that_was_cut_is_an_error_though_its_decoder_is_content(tmp_path: Path) -> None:
-    # A QuickTime writer may leave the size of the last part open, so the structure cannot tell; a JPEG decoder fills up.
+    # The last part of an MP4 may leave its size open, so the structure cannot tell; a JPEG decoder fills up what lacks.
     path = make_video(
         tmp_path / "cut.mp4",
-        frames=30,
+        frames=100,
         codec="mjpeg",
         pix_fmt="yuvj420p",
         container_options={"movflags": "faststart"},
@@ -156,11 +156,11 @@ def test_a_last_picture_that_was_cut_is_an_error_though_its_decoder_is_content(t
     box = data.rindex(b"mdat")
     data[box - 4 : box] = bytes(4)
     path.write_bytes(data)
-    assert decode_all(path) == list(range(30))
+    assert decode_all(path) == list(range(100))
     path.write_bytes(data[:-200])
     with path.open("rb") as file:
         assert truncation(file) is None
-    with pytest.raises(VideoError, match=r"cut\.mp4: damaged or truncated after 1\.120 s; copy or download it again"):
+    with pytest.raises(VideoError, match=r"cut\.mp4: damaged or truncated after 3\.\d+ s; copy or download it again"):
         decode_all(path)
 
 
