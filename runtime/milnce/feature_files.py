@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import zipfile
 import zlib
@@ -47,7 +48,7 @@ class Sink(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close what is open; what `finish` returned stays."""
+        """Close what is open; what `finish` returned stays. Never raises: unfinished rows are thrown away anyhow."""
 
 
 class NpzSink(Sink):
@@ -93,7 +94,8 @@ class NpzSink(Sink):
 
     def close(self) -> None:  # noqa: D102  # as the base says
         for spool in self._spools.values():
-            spool.close()
+            with contextlib.suppress(OSError):  # a full disk: `close` writes what is buffered
+                spool.close()
 
 
 class ParquetSink(Sink):
@@ -149,7 +151,8 @@ class ParquetSink(Sink):
         return self._file
 
     def close(self) -> None:  # noqa: D102  # as the base says
-        self._writer.close()
+        with contextlib.suppress(OSError):  # a full disk: `close` writes the footer
+            self._writer.close()
 
 
 def read_npz(path: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import resource
 import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,9 @@ from milnce import feature_files
 from milnce.errors import InputError, MissingDependencyError, OutputError
 from milnce.features import Features, FeaturesMetadata, FeatureWriter, read_features
 from milnce.pipeline import WindowSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 METADATA = FeaturesMetadata("ab" * 32, "sliding", "cd" * 32, {"fps": 10.0}, "onnxruntime cpu", "fp32", "0.1.0")
 FORMATS = ("features.npz", "features.parquet")
@@ -157,6 +162,32 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(feature_files.NpzSink, "append", full)
     with FeatureWriter(tmp_path / "f.npz", METADATA) as writer, pytest.raises(OutputError, match="No space left"):
         writer.append("a.mp4", *rows(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Let no file grow over 20 kB, as on a disk that is full: the kernel refuses, at whatever write comes to it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.filterwarnings("error")  # also of files that are closed too late
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("parts", "count"), [(1, 10), (40, 1), (3, 400), (4, 1000)])
+def test_a_disk_that_fills_at_any_write_is_an_output_error(name: str, parts: int, count: int, tmp_path: Path) -> None:
+    def store() -> None:
+        with FeatureWriter(tmp_path / name, METADATA) as writer:
+            for number in range(parts):
+                writer.append(f"{number}.mp4", *rows(count, number, (200, 300)))
+            writer.commit()
+
+    with pytest.raises(OutputError, match=rf"{name}: cannot write .*is the disk full\?"):
+        store()
+    gc.collect()
     assert list(tmp_path.iterdir()) == []
 
 
