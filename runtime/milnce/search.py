@@ -1,4 +1,4 @@
-"""Finding moments by a sentence: ranking the windows of videos, exact, deterministic, in bounded memory."""
+"""Finding moments by a sentence: ranking the windows of videos, exact and deterministic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# 8 MiB of 512-wide float32 rows at a time, so a memory-mapped array far larger than memory can be ranked.
+# Scores of this many rows at a time are sorted with the best so far, so that no score of every row is kept.
 _CHUNK_ROWS = 4096
 
 
@@ -54,12 +54,17 @@ class Moment:
 
 @dataclass(slots=True)
 class WindowPool:
-    """The windows of many videos, to be searched together."""
+    """The windows of many videos, to be searched together. All are held in memory, 2 KiB a window of 512.
+
+    A window is its video's path and its times: one that comes again is left out, so that it is found once. Videos
+    shorter than a window have the same one many times over.
+    """
 
     _paths: list[str] = field(default_factory=list)
     _files: list[NDArray[np.int64]] = field(default_factory=list)
     _spans_s: list[NDArray[np.float64]] = field(default_factory=list)
     _embedding: list[NDArray[np.float32]] = field(default_factory=list)
+    _known: set[tuple[int, float, float]] = field(default_factory=set)
 
     def __len__(self) -> int:
         return sum(map(len, self._embedding))
@@ -72,6 +77,8 @@ class WindowPool:
         embedding: NDArray[np.float32],
     ) -> None:
         """Add windows: their video's path, their times in seconds, float32 (windows, 512); one entry a window each.
+
+        Of windows with the same path and times the first is kept.
 
         Raises:
             InputError: if the lengths differ, or the width is not that of the windows added before.
@@ -86,9 +93,14 @@ class WindowPool:
             if path not in number:
                 number[path] = len(self._paths)
                 self._paths.append(path)
-        self._files.append(np.array([number[path] for path in paths], np.int64))
-        self._spans_s.append(np.stack([start_s, end_s], axis=1, dtype=np.float64))
-        self._embedding.append(embedding)
+        new = []
+        for row, key in enumerate(zip((number[path] for path in paths), start_s, end_s, strict=True)):
+            if key not in self._known:
+                self._known.add(key)
+                new.append(row)
+        self._files.append(np.array([number[paths[row]] for row in new], np.int64))
+        self._spans_s.append(np.stack([start_s, end_s], axis=1, dtype=np.float64)[new])
+        self._embedding.append(embedding if len(new) == len(embedding) else embedding[new])
 
     def search(self, text: NDArray[np.float32], top: int, *, per_file: bool = False) -> tuple[list[Moment], float]:
         """Rank all windows by one sentence.
@@ -130,7 +142,7 @@ def rank(
 
     Args:
         text: float32 (width,), one sentence.
-        embedding: float32 (rows, width); may be a memory map.
+        embedding: float32 (rows, width).
         top: How many rows to return, at least 1; fewer come back when there are fewer.
         groups: int64 (rows,), such as a file number: at most the best row of each group is returned. None ranks rows.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 from milnce import search
 from milnce.errors import InputError
 from milnce.search import WindowPool, rank
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def drawn(rows: int, width: int = 16, seed: int = 0) -> tuple[Any, Any]:
@@ -57,13 +54,6 @@ def test_groups_keep_the_best_row_of_each(chunk: int, monkeypatch: pytest.Monkey
     assert sorted(ranking.index.tolist()) == best
     assert (np.diff(ranking.score) <= 0).all()
     assert rank(text, embedding, 3, groups=groups).index.tolist() == ranking.index[:3].tolist()
-
-
-def test_ranks_a_memory_map(tmp_path: Path) -> None:
-    text, embedding = drawn(9000)
-    np.save(tmp_path / "rows.npy", embedding)
-    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    assert rank(text, mapped, 20).index.tolist() == rank(text, embedding, 20).index.tolist()
 
 
 def test_fewer_rows_than_asked_for_are_all_returned() -> None:
@@ -119,6 +109,18 @@ def test_a_pool_names_file_and_time_of_what_it_finds() -> None:
     assert len(pool) == 4
     best, _ = pool.search(text, 3, per_file=True)
     assert [(moment.path, moment.score) for moment in best] == [("a", 4.0), ("b", 2.0)]
+
+
+def test_a_window_that_comes_again_is_found_once() -> None:
+    pool = WindowPool()
+    one = np.ones((3, 2), np.float32)
+    pool.add(["a", "a", "a"], [0.0, 0.0, 0.0], [3.2, 3.2, 1.6], one)
+    pool.add(["a", "b"], np.array([0.0, 0.0]), np.array([3.2, 3.2]), 2 * one[:2])
+    pool.add(["b"], [0.0], [3.2], one[:1])
+    moments, _ = pool.search(np.array([1, 1], np.float32), 9)
+    found = [(moment.path, moment.end_s, moment.score) for moment in moments]
+    assert found == [("b", 3.2, 4.0), ("a", 3.2, 2.0), ("a", 1.6, 2.0)]
+    assert len(pool) == 3
 
 
 def test_a_pool_refuses_uneven_columns_other_widths_and_emptiness() -> None:
