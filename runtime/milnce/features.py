@@ -20,7 +20,7 @@ import numpy as np
 
 from milnce.errors import InputError, OutputError
 from milnce.feature_files import NpzSink, ParquetSink, Sink, import_pyarrow, read_npz, read_parquet
-from milnce.files import check_writable
+from milnce.files import check_absent, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -201,8 +201,7 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{destination}: {_suffix_message(destination)}")
     if destination.suffix.lower() == ".parquet":
         import_pyarrow()
-    if destination.exists() and not destination.is_dir() and not overwrite:
-        raise OutputError(f"{destination}: exists already; pass --overwrite (overwrite=True) or choose another name")
+    check_absent(destination, overwrite=overwrite)
     check_writable(destination)
 
 

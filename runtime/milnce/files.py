@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def check_absent(destination: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file unasked.
+
+    Raises:
+        OutputError: if `destination` is there and `overwrite` is false. A folder is left to `check_writable`.
+    """
+    if destination.exists() and not destination.is_dir() and not overwrite:
+        raise OutputError(f"{destination}: exists already; pass --overwrite (overwrite=True) or choose another name")
+
+
 def check_writable(destination: Path) -> None:
     """Make sure that a file can be made at `destination`; leaves nothing behind.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milnce.errors import InputError, MissingDependencyError, OutputError
-from milnce.files import check_writable
+from milnce.files import check_absent, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,13 +96,13 @@ def contact_sheet(tiles: Sequence[Tile], title: str) -> Image:
     return sheet
 
 
-def save_sheet(sheet: Image, destination: Path) -> None:
+def save_sheet(sheet: Image, destination: Path, *, overwrite: bool = False) -> None:
     """Write the image under a temporary name and rename it into place, so it is whole or not there.
 
     Raises:
-        OutputError: if the suffix is not a picture's or the file cannot be written.
+        OutputError: as `check_sheet_destination` does, or if the file cannot be written.
     """
-    check_sheet_destination(destination)
+    check_sheet_destination(destination, overwrite=overwrite)
     try:
         with tempfile.TemporaryDirectory(
             prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent
@@ -114,14 +114,16 @@ def save_sheet(sheet: Image, destination: Path) -> None:
         raise OutputError(f"{destination}: cannot write the contact sheet ({error})") from error
 
 
-def check_sheet_destination(destination: Path) -> None:
+def check_sheet_destination(destination: Path, *, overwrite: bool = False) -> None:
     """Refuse, before any work, what could not be written at its end.
 
     Raises:
-        OutputError: if the suffix is not a picture's, or the folder is missing or not writable.
+        OutputError: if the suffix is not a picture's, the folder is missing or not writable, or the destination exists
+            and may not be replaced.
     """
     if destination.suffix.lower() not in SUFFIXES:
         raise OutputError(f"{destination}: suffix {destination.suffix!r} given; one of {', '.join(SUFFIXES)} expected")
+    check_absent(destination, overwrite=overwrite)
     check_writable(destination)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from milnce.cli.common import (
@@ -16,6 +17,7 @@ from milnce.cli.common import (
     DeviceOption,
     EndOption,
     JsonOption,
+    OverwriteOption,
     PrecisionOption,
     PresetOption,
     StartOption,
@@ -35,7 +37,7 @@ from milnce.cli.common import (
     reported,
     say,
 )
-from milnce.errors import InputError, MilnceError, VideoError
+from milnce.errors import InputError, MilnceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +69,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     top: TopOption = 10,
     per_file: PerFileOption = False,
     sheet: SheetOption = None,
+    overwrite: OverwriteOption = False,
     preset: PresetOption = None,
     stride_frames: StrideOption = None,
     start_s: StartOption = None,
@@ -81,17 +84,24 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     """Rank the moments of videos by a sentence, best first.
 
     The score is the model's own: the dot product of the sentence's and the window's embeddings, without a fixed range.
-    Features files spare the decoding; they must come from the same weights as the bundle.
+    Features files spare the decoding; they must come from the same weights as the bundle. Of them --start-s and --end-s
+    keep the windows that lie between, and sampling options do nothing, as they were sampled when they were made.
     """
+    from milnce.pipeline import check_range  # noqa: PLC0415
     from milnce.sheet import check_sheet_destination, require_pillow  # noqa: PLC0415
 
     if not query.strip():
         raise InputError("the sentence is empty; say what to look for")
     if sheet is not None:
         require_pillow()
-        check_sheet_destination(sheet)
+        check_sheet_destination(sheet, overwrite=overwrite)
+    check_range(start_s, end_s)
     stored, videos = _split(paths)
-    failed: list[tuple[Path | str, MilnceError]] = []
+    if not videos and not (preset is None and stride_frames is None):
+        raise InputError(
+            "--preset and --stride-frames say how videos are sampled, but only features files are given, which were "
+            "sampled when they were made; leave the options out, or give the videos"
+        )
     with open_model(
         bundle, backend=backend, device=device, precision=precision, threads=threads, video=bool(videos), text=True
     ) as model:
@@ -99,7 +109,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
         if unknown:
             say(printable(f"Not in the vocabulary, ignored: {', '.join(unknown)}"))
         text = model.encode_text(query)[0]
-        pool, presets = _read_stored(stored, model)
+        pool, presets, failed = _read_stored(stored, model, (start_s, end_s))
         sampling = choose_preset(model, preset, stride_frames) if videos else None
         if sampling is not None:
             presets.add(sampling.digest)
@@ -107,11 +117,13 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
         described = describe_model(model)
     if len(presets) > 1:
         say("Warning: the windows come from different presets; their scores are not fully comparable.")
-    report_failures(failed, len(videos))
-    # No window at all: every video failed, which was reported, and there is nothing to rank.
+    report_failures(failed, len(stored) + len(videos))
+    # No window at all: every file failed, which was reported, and there is nothing to rank.
     moments, lowest = pool.search(text, top, per_file=per_file) if len(pool) else ([], 0.0)
-    if sheet is not None and moments:
-        failed += _draw(moments, query, sheet)
+    if moments and not json_output:
+        _print(moments, lowest)
+    # After the table, which must not be lost when drawing fails.
+    drawn = sheet is not None and bool(moments) and _draw(moments, query, sheet, failed, overwrite=overwrite)
     if json_output:
         document: dict[str, Any] = {
             "query": query,
@@ -119,13 +131,11 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
             "windows": len(pool),
             "results": [asdict(moment) for moment in moments],
             "failed": failures_json(failed),
-            "sheet": str(sheet) if sheet is not None and moments else None,
+            "sheet": str(sheet) if drawn else None,
             "model": described,
             "preset": None if sampling is None else describe_preset(sampling),
         }
         print_json(document)
-    elif moments:
-        _print(moments, lowest)
     if failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -140,24 +150,44 @@ def _split(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return stored, find_videos(others) if others else []
 
 
-def _read_stored(stored: Sequence[Path], model: Model) -> tuple[WindowPool, set[str]]:
-    """Read the features files; return their windows and the digests of their presets."""
-    from milnce.features import read_features  # noqa: PLC0415
+def _read_stored(
+    stored: Sequence[Path], model: Model, span_s: tuple[float | None, float | None]
+) -> tuple[WindowPool, set[str], list[tuple[Path | str, MilnceError]]]:
+    """Read the features files; return their windows, the digests of their presets, and the files that failed."""
     from milnce.search import WindowPool  # noqa: PLC0415
 
     pool = WindowPool()
-    presets = set()
-    digest = model.bundle.manifest.model_digest
+    presets: set[str] = set()
+    failed: list[tuple[Path | str, MilnceError]] = []
     for path in stored:
-        features = read_features(path)
-        if features.metadata.model_digest != digest:
-            raise InputError(
-                f"{path}: made with the model {features.metadata.model_digest[:12]}..., but {model.bundle.path} is "
-                f"{digest[:12]}...; their embeddings cannot be compared. Embed the videos again with this bundle"
-            )
-        pool.add(features.path, features.start_s, features.end_s, features.embedding)
-        presets.add(features.metadata.preset_digest)
-    return pool, presets
+        try:
+            presets.add(_add_stored(path, model, span_s, pool))
+        except InputError as error:  # noqa: PERF203  # each file fails alone
+            failed.append((path, error))
+    return pool, presets, failed
+
+
+def _add_stored(path: Path, model: Model, span_s: tuple[float | None, float | None], pool: WindowPool) -> str:
+    """Put the file's windows that lie in the span into the pool; return the digest of their preset."""
+    from milnce.features import read_features  # noqa: PLC0415
+
+    features = read_features(path)
+    digest = model.bundle.manifest.model_digest
+    if features.metadata.model_digest != digest:
+        raise InputError(
+            f"{path}: made with the model {features.metadata.model_digest[:12]}..., but {model.bundle.path} is "
+            f"{digest[:12]}...; their embeddings cannot be compared. Embed the videos again with this bundle"
+        )
+    columns = (features.path, features.start_s, features.end_s, features.embedding)
+    if span_s != (None, None):
+        begin, finish = span_s[0] or 0.0, np.inf if span_s[1] is None else span_s[1]
+        inside = np.flatnonzero((features.start_s >= begin) & (features.end_s <= finish))
+        if not len(inside):
+            raise InputError(f"{path}: none of its windows lies between the given start and end; widen them")
+        paths = tuple(features.path[row] for row in inside)
+        columns = (paths, features.start_s[inside], features.end_s[inside], features.embedding[inside])
+    pool.add(*columns)
+    return features.metadata.preset_digest
 
 
 def _embed(  # the sampling options and where to put the result
@@ -192,24 +222,35 @@ def _embed(  # the sampling options and where to put the result
     return failed
 
 
-def _draw(moments: Sequence[Moment], query: str, destination: Path) -> list[tuple[Path | str, MilnceError]]:
-    """Draw the contact sheet from the middle frame of each window; return the videos that gave no picture."""
+def _draw(
+    moments: Sequence[Moment],
+    query: str,
+    destination: Path,
+    failed: list[tuple[Path | str, MilnceError]],
+    *,
+    overwrite: bool,
+) -> bool:
+    """Draw the contact sheet from the middle frame of each window; add what failed, and return whether it is there."""
     from milnce.sheet import FRAME_HEIGHT, Tile, contact_sheet, save_sheet  # noqa: PLC0415
     from milnce.video import read_frame  # noqa: PLC0415
 
     tiles = []
-    failed: list[tuple[Path | str, MilnceError]] = []
     for moment in moments:
         path = Path(moment.path)
         try:
             frame = read_frame(path, (moment.start_s + moment.end_s) / 2, height=FRAME_HEIGHT)
-        except VideoError as error:
+        except MilnceError as error:
             say(printable(f"No picture for rank {moment.rank}: {error}"))
             failed.append((path, error))
             frame = None
         tiles.append(Tile(frame, moment.rank, moment.score, printable(path.name), _when(moment)))
-    save_sheet(contact_sheet(tiles, printable(query)), destination)
-    return failed
+    try:
+        save_sheet(contact_sheet(tiles, printable(query)), destination, overwrite=overwrite)
+    except MilnceError as error:
+        say(printable(f"Failed: {error}"))
+        failed.append((destination, error))
+        return False
+    return True
 
 
 def _print(moments: Sequence[Moment], lowest: float) -> None:

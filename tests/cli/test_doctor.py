@@ -1,0 +1,100 @@
+"""`milnce doctor`: what it says of this machine and of a bundle."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import milnce
+from helpers.videos import make_video
+from milnce.backends import Availability
+from milnce.cli import doctor
+from milnce.video import iter_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from helpers.commands import Ran, Tiny
+
+    Run = Callable[..., Ran]
+
+
+def test_doctor_lists_backends_packages_and_the_processor(run: Run) -> None:
+    result = run("doctor")
+    assert result.code == 0
+    for text in ("onnxruntime", "openvino", "CPU: ", "GPU: ", "FFmpeg", "pyarrow", "torch", "Python 3."):
+        assert text in result.stdout
+
+
+def test_doctor_runs_a_bundle(tiny: Tiny, tmp_path: Path, run: Run) -> None:
+    result = run("doctor", "--bundle", tiny.path, "--json")
+    assert result.code == 0
+    document = json.loads(result.stdout)
+    assert document["bundle"]["clip"] == [1, 4, 16, 16, 3]
+    assert document["bundle"]["finite"] is True
+    assert {item["name"] for item in document["backends"]} >= {"onnxruntime", "openvino"}
+    result = run("doctor", "--bundle", tmp_path)
+    assert (result.code, "milnce export" in result.stderr) == (1, True)
+
+
+def test_doctor_without_a_backend_exits_with_1_and_says_what_to_install(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = Availability(
+        name="onnxruntime", version=None, devices=(), precisions=(), problem='pip install "milnce[onnxruntime]"'
+    )
+    monkeypatch.setattr("milnce.backends.available", lambda: [absent])
+    result = run("doctor")
+    assert result.code == 1
+    assert 'pip install "milnce[onnxruntime]"' in result.stdout
+    assert "missing" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "fixed"),
+    [
+        ("8.0.2", False),
+        ("8.0.3", True),
+        ("8.1.1", False),
+        ("8.1.2", True),
+        ("8.1", False),
+        ("8.2.0", False),
+        ("9.0", True),
+        ("9.1.3", True),
+        ("n9.0.1-3-gabc", True),
+        ("7.1.5", False),
+    ],
+)
+def test_doctor_knows_which_ffmpeg_has_the_fix(version: str, fixed: bool) -> None:
+    note = doctor.ffmpeg_note(version)
+    assert (note is None) == fixed
+    if note is not None:
+        assert "CVE-2026-8461" in note
+        assert "leaves that decoder out" in note
+
+
+def test_doctor_does_not_guess_at_an_unreadable_ffmpeg_version() -> None:
+    note = doctor.ffmpeg_note("N-12345-gabcdef")
+    assert note is not None
+    assert "cannot be told" in note
+
+
+def test_the_affected_decoder_is_not_on_the_allow_list(tmp_path: Path) -> None:
+    # What `doctor` says about an old FFmpeg must be true.
+    video = make_video(tmp_path / "magic.avi", codec="magicyuv", pix_fmt="gbrp", frames=4)
+    with pytest.raises(milnce.errors.VideoError, match="magicyuv"):
+        list(iter_windows(video, milnce.get_preset("milnce-eval")))
+
+
+def test_doctor_says_how_to_get_a_missing_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions: dict[str, Any] = {"pillow": "12.0"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    document = json.loads(run("doctor", "--json").stdout)
+    problems = {item["name"]: item["problem"] for item in document["packages"]}
+    assert problems["pillow"] is None
+    assert problems["av"] == 'not installed; run: pip install "milnce[video]"'
+    assert problems["pyarrow"] == 'not installed; run: pip install "milnce[parquet]"'
+    assert problems["torch"] == 'not installed; run: pip install "milnce[convert]"'
