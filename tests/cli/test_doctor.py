@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import milnce
+from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import make_video
 from milnce.backends import Availability
 from milnce.cli import doctor
@@ -29,15 +31,48 @@ def test_doctor_lists_backends_packages_and_the_processor(run: Run) -> None:
         assert text in result.stdout
 
 
-def test_doctor_runs_a_bundle(tiny: Tiny, tmp_path: Path, run: Run) -> None:
+def test_doctor_runs_a_bundle(tiny: Tiny, run: Run) -> None:
     result = run("doctor", "--bundle", tiny.path, "--json")
     assert result.code == 0
     document = json.loads(result.stdout)
-    assert document["bundle"]["clip"] == [1, 4, 16, 16, 3]
-    assert document["bundle"]["finite"] is True
+    tried = document["bundle"]
+    assert (tried["clip"], tried["dtype"], tried["precision"]) == ([1, 4, 16, 16, 3], "uint8", "fp32")
+    assert tried["problem"] is None
     assert {item["name"] for item in document["backends"]} >= {"onnxruntime", "openvino"}
-    result = run("doctor", "--bundle", tmp_path)
-    assert (result.code, "milnce export" in result.stderr) == (1, True)
+    assert "ran a uint8 clip of [1, 4, 16, 16, 3] and a sentence" in run("doctor", "--bundle", tiny.path).stdout
+
+
+@pytest.mark.parametrize(("precision", "form"), [("fp16", "uint8"), ("fp32", "float32"), ("fp16", "float32")])
+def test_doctor_runs_what_the_bundle_has(precision: str, form: str, tmp_path: Path, run: Run) -> None:
+    write_tiny_bundle(tmp_path / "b", precisions=[precision], input_forms=[form])
+    result = run("doctor", "--bundle", tmp_path / "b", "--json")
+    assert result.code == 0, result.stdout
+    tried = json.loads(result.stdout)["bundle"]
+    assert (tried["dtype"], tried["precision"], sorted(tried["clip"])) == (form, precision, [1, 3, 4, 16, 16])
+
+
+def test_doctor_reports_the_machine_whatever_is_wrong_with_the_bundle(tiny: Tiny, tmp_path: Path, run: Run) -> None:
+    damaged = shutil.copytree(tiny.path, tmp_path / "damaged")
+    (damaged / "video-uint8-fp32.onnx").write_bytes(b"no graph")
+    for bundle, message in ((tmp_path, "no milnce bundle at"), (damaged, "video-uint8-fp32.onnx was changed or cut")):
+        result = run("doctor", "--bundle", bundle, "--json")
+        assert result.code == 1
+        document = json.loads(result.stdout)
+        assert document["bundle"]["path"] == str(bundle)
+        assert message in document["bundle"]["problem"]
+        assert len(document["backends"]) == 2
+        result = run("doctor", "--bundle", bundle)
+        assert result.code == 1
+        assert message in result.stdout
+        assert "onnxruntime" in result.stdout
+
+
+def test_doctor_does_not_call_packages_that_clash_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milnce.backends.onnxruntime._packages", lambda: ["onnxruntime", "onnxruntime-gpu"])
+    result = run("doctor")
+    line = next(line for line in result.stdout.splitlines() if "installed together" in line)
+    assert "unusable" in line
+    assert "missing" not in line
 
 
 def test_doctor_without_a_backend_exits_with_1_and_says_what_to_install(
@@ -50,7 +85,7 @@ def test_doctor_without_a_backend_exits_with_1_and_says_what_to_install(
     result = run("doctor")
     assert result.code == 1
     assert 'pip install "milnce[onnxruntime]"' in result.stdout
-    assert "missing" in result.stdout
+    assert "unusable" in result.stdout
 
 
 @pytest.mark.parametrize(

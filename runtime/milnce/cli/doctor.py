@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milnce.cli.common import EXIT_FAILED, JsonOption, describe_backend, print_json, print_table, reported
+from milnce.cli.common import EXIT_FAILED, JsonOption, describe_backend, print_json, print_table, printable, reported
+from milnce.errors import MilnceError
 
 if TYPE_CHECKING:
     from milnce.backends import Availability
@@ -33,7 +34,7 @@ _FFMPEG_FIXED_LINE = (9, 0, 0)
 def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False) -> None:
     """Say what this machine can run, and for what it cannot, how to install it.
 
-    Exits with 0 if at least one backend works and, with --bundle, the bundle runs.
+    Exits with 0 if at least one backend works and, with --bundle, the bundle runs; what is wrong is in the report.
     """
     import milnce  # noqa: PLC0415  # commands import what they need when they run
     from milnce.backends import available  # noqa: PLC0415
@@ -53,7 +54,8 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
         print_json(report)
     else:
         _print(report)
-    if all(item.problem is not None for item in backends):
+    broken = report["bundle"] is not None and report["bundle"]["problem"] is not None
+    if broken or all(item.problem is not None for item in backends):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -133,23 +135,29 @@ def ffmpeg_note(ffmpeg: str) -> str | None:
 
 
 def try_bundle(bundle: Path) -> dict[str, Any]:
-    """Open a bundle and run its smallest clip and a sentence.
+    """Open a bundle and run the smallest clip of a video graph that it has, and a sentence; say what went wrong."""
+    entry: dict[str, Any] = {"path": str(bundle), "problem": None}
+    try:
+        entry.update(_run_bundle(bundle))
+    except MilnceError as error:
+        entry["problem"] = str(error)
+    return entry
 
-    Raises:
-        MilnceError: whatever is wrong with the bundle or the backend.
-    """
+
+def _run_bundle(bundle: Path) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415
 
     import milnce  # noqa: PLC0415
 
-    with milnce.load(bundle) as model:
-        graph = model.bundle.graph("video", precision="fp32", input_form="uint8")
-        shape = [1 if axis.name == "batch" else axis.minimum for axis in graph.inputs[0].shape]
-        clip = np.zeros(shape, np.uint8)
-        video = model.encode_video(clip)
-        text = model.encode_text("open the door")
-        finite = bool(np.isfinite(video.embedding).all() and np.isfinite(text).all())
-        return {"path": str(bundle), "clip": shape, "finite": finite, **describe_backend(model.backend)}
+    held = milnce.Bundle.open(bundle).manifest.graphs
+    # FP16 only where the bundle has nothing else: it is never taken unasked.
+    exact = any((graph.module, graph.precision) == ("video", "fp32") for graph in held)
+    with milnce.load(bundle, precision=None if exact else "fp16") as model:
+        spec = model.open("video").inputs[0]
+        clip = np.zeros([axis.minimum for axis in spec.shape], spec.dtype)
+        model.encode_video(clip)
+        model.encode_text("open the door")
+        return {"clip": list(clip.shape), "dtype": spec.dtype, **describe_backend(model.backend)}
 
 
 def _backend(item: Availability) -> dict[str, Any]:
@@ -186,7 +194,8 @@ def _print(report: dict[str, Any]) -> None:
         [
             item["name"],
             item["version"] or "-",
-            "ok" if item["problem"] is None else "missing",
+            # Not "missing": two packages that overwrite each other are there, and too many.
+            "ok" if item["problem"] is None else "unusable",
             item["problem"] or f"{', '.join(item['devices'])}; {', '.join(item['precisions'])}",
         ]
         for item in report["backends"]
@@ -196,7 +205,7 @@ def _print(report: dict[str, Any]) -> None:
         [
             item["name"],
             item["version"] or "-",
-            "ok" if item["problem"] is None else "missing",
+            "ok" if item["problem"] is None else "missing" if item["version"] is None else "broken",
             f"{item['for']}{', FFmpeg ' + item['ffmpeg'] if 'ffmpeg' in item else ''}"
             + "".join(f"\n{text}" for text in (item["problem"], item["note"]) if text),
         ]
@@ -205,4 +214,7 @@ def _print(report: dict[str, Any]) -> None:
     print_table([("package", "left"), ("version", "left"), ("", "left"), ("for", "left")], packages)
     tried = report["bundle"]
     if tried is not None:
-        typer.echo(f"bundle {tried['path']}: ran a clip of {tried['clip']} and a sentence; {tried['reason']}")
+        outcome = (
+            tried["problem"] or f"ran a {tried['dtype']} clip of {tried['clip']} and a sentence; {tried['reason']}"
+        )
+        typer.echo(printable(f"bundle {tried['path']}: {outcome}", lines=True))
