@@ -126,8 +126,9 @@ def test_an_fp16_bundle_names_the_option_although_its_projection_is_fp32(tmp_pat
         milnce.load(tmp_path / "b")
     with pytest.raises(BackendUnavailableError, match="its text graphs in fp16"):
         milnce.load(tmp_path / "b", modules="text")
-    with milnce.load(tmp_path / "b", modules="projection") as model:
-        assert model.project(np.zeros((1, 12), np.float32)).shape == (1, 8)
+    for precision in ("fp32", "fp16"):
+        with milnce.load(tmp_path / "b", modules="projection", precision=precision) as model:
+            assert model.project(np.zeros((1, 12), np.float32)).shape == (1, 8)
     with milnce.load(tmp_path / "b", precision="fp16") as model:
         assert model.encode_text("cut").shape == (1, 8)
 
