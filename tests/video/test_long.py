@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
     from milnce.video.decode import TimedFrame
 
+# VmHWM, not ru_maxrss: the kernel lets the latter start at the peak of the process that spawned this one.
 PEAK = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from milnce.video import get_preset, iter_windows
 kept = [window.index for window in iter_windows(sys.argv[1], get_preset(sys.argv[2], size=112))]
-print(len(kept), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(len(kept), int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
 """
 
 
