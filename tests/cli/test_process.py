@@ -120,6 +120,35 @@ def test_a_stopped_embed_leaves_nothing(
         assert stderr.splitlines()[-1] == "Interrupted; nothing was written."
 
 
+@pytest.mark.parametrize(
+    "patch",
+    [
+        "sys.meta_path.insert(0, type('F', (), {'find_spec': stop}))",
+        "import typer.core; typer.core.TyperGroup.make_context = stop",
+        "import milnce.cli.search; milnce.cli.search._split = stop",
+    ],
+    ids=["while the commands load", "while typer reads the arguments", "in a command"],
+)
+def test_ctrl_c_is_one_line_at_any_moment(patch: str) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "sys.argv = ['milnce', 'search', 'run', 'a.mp4', '--bundle', 'b']\n"
+        "def stop(*_, **__): os.kill(os.getpid(), signal.SIGINT)\n"
+        "from milnce.cli import main\n"
+        f"{patch}\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=heed_interrupts,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing was written.\n")
+
+
 def test_an_interrupted_embed_keeps_the_old_file(
     tiny: Tiny, long_video: Path, tmp_path: Path, run_process: Run
 ) -> None:

@@ -7,6 +7,8 @@ import signal
 import sys
 from typing import NoReturn
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 
 def main() -> NoReturn:
     """Run the command line and exit the process."""
@@ -20,7 +22,10 @@ def main() -> NoReturn:
         from milnce.cli.app import app  # noqa: PLC0415
 
         app(prog_name="milnce")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Ctrl-C: as such while the commands load; typer and the commands make it this exit code.
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         sys.stderr.write("Interrupted; nothing was written.\n")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     sys.exit(0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO, TypeVar
 
 import typer
 
+from milnce.cli import INTERRUPTED
 from milnce.errors import InputError, MilnceError, MilnceWarning
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle folder, made by `milnce export`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and no table.")]
@@ -74,8 +75,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             with _plain_warnings():
                 return command(*args, **kwargs)
         except KeyboardInterrupt:
-            say("Interrupted; nothing was written.")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None  # `main` says so, as it does before a command begins
         except MilnceError as error:
             if debugging():
                 raise

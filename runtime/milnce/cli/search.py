@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from milnce.cli.common import (
@@ -169,6 +168,8 @@ def _read_stored(
 
 def _add_stored(path: Path, model: Model, span_s: tuple[float | None, float | None], pool: WindowPool) -> str:
     """Put the file's windows that lie in the span into the pool; return the digest of their preset."""
+    import numpy as np  # noqa: PLC0415
+
     from milnce.features import read_features  # noqa: PLC0415
 
     features = read_features(path)
