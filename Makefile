@@ -38,7 +38,7 @@ demo: $(VENV)/.demo
 	@cp "$(SAMPLES)"/*.mp4 $(DEMO)/videos/
 	$(BIN)/milnce export --seeded 0 --width 0.25 --out $(DEMO)/bundle --overwrite
 	$(BIN)/milnce embed --bundle $(DEMO)/bundle --out $(DEMO)/features.npz --overwrite $(DEMO)/videos
-	$(BIN)/milnce search --bundle $(DEMO)/bundle "$(SENTENCE)" $(DEMO)/features.npz --per-file --sheet $(DEMO)/sheet.png
+	$(BIN)/milnce search --bundle $(DEMO)/bundle "$(SENTENCE)" $(DEMO)/features.npz --per-file --sheet $(DEMO)/sheet.png --overwrite
 	@echo "Contact sheet: $(DEMO)/sheet.png. The weights are seeded random ones, so the order means nothing yet;"
 	@echo "with the official weights, export them instead: milnce export --weights ... --vocab ... --out ..."
 
