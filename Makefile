@@ -56,6 +56,7 @@ unit: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py
 
