@@ -11,7 +11,6 @@ import argparse
 from dataclasses import fields
 
 import machine
-
 from milnce_convert.export import export_video, half_precision
 from milnce_convert.fixtures import seeded_towers
 from milnce_convert.measure import measure_video
