@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,7 @@ def describe() -> dict[str, Any]:
     """Return the machine, the versions, the commit and the date (UTC) of a measurement."""
     return {
         "date": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
         "commit": _commit(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),

@@ -12,7 +12,7 @@ from milnce import backends
 from milnce.arguments import positive
 from milnce.bundle import Bundle
 from milnce.clips import check_clips, input_form
-from milnce.errors import BackendError, InputError, NonFiniteError
+from milnce.errors import BackendError, BackendUnavailableError, InputError, NonFiniteError
 from milnce.onnx_policy import refuse_external_data
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def load(
         threads = positive("threads", threads)
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     bundle = Bundle.open(path)
-    choice = backends.select(backend, device, precision, bundle=bundle, modules=names)
+    choice = backends.select(backend, device, precision)
     model = Model(bundle, choice, threads=threads)
     try:
         for name in names:
@@ -142,10 +142,19 @@ class Model:
 
         Raises:
             BundleError: if the bundle lacks that graph, or its file is damaged or changed.
+            BackendUnavailableError: if the bundle has the module in another precision only.
             BackendError: if the backend refuses the graph, or the model is closed.
         """
         # The projection exists in FP32 alone: it is one small layer, and features on disk are float32.
         precision = "fp16" if self.backend.precision == "fp16" and module != "projection" else "fp32"
+        held = {graph.precision for graph in self.bundle.manifest.graphs if graph.module == module}
+        if held and precision not in held:
+            (other,) = held
+            raise BackendUnavailableError(
+                f"precision {self.backend.precision} needs {precision} graphs; bundle {str(self.bundle.path)!r} has "
+                f'its {module} graphs in {other}. Ask for that: load(..., precision="{other}") or --precision {other}; '
+                "or export the bundle again"
+            )
         graph = self.bundle.graph(module, precision=precision, input_form=input_form)
         key = (graph.module, graph.input_form)
         with self._lock:

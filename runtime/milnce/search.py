@@ -64,7 +64,6 @@ class WindowPool:
     _files: list[NDArray[np.int64]] = field(default_factory=list)
     _spans_s: list[NDArray[np.float64]] = field(default_factory=list)
     _embedding: list[NDArray[np.float32]] = field(default_factory=list)
-    _known: set[tuple[int, float, float]] = field(default_factory=set)
 
     def __len__(self) -> int:
         return sum(map(len, self._embedding))
@@ -78,7 +77,8 @@ class WindowPool:
     ) -> None:
         """Add windows: their video's path, their times in seconds, float32 (windows, 512); one entry a window each.
 
-        Of windows with the same path and times the first is kept.
+        Of windows with the same path and times the first is kept. A video's windows come in one call: the same path
+        in another call is another video.
 
         Raises:
             InputError: if the lengths differ, or the width is not that of the windows added before.
@@ -88,16 +88,13 @@ class WindowPool:
             raise InputError(f"paths, start_s, end_s and embedding have {sorted(lengths)} entries; as many of each")
         if self._embedding and self._embedding[0].shape[1:] != embedding.shape[1:]:
             raise InputError(f"embedding is {embedding.shape[1:]} wide, those before {self._embedding[0].shape[1:]}")
-        number = {path: index for index, path in enumerate(self._paths)}
-        for path in paths:
-            if path not in number:
-                number[path] = len(self._paths)
-                self._paths.append(path)
-        new = []
-        for row, key in enumerate(zip((number[path] for path in paths), start_s, end_s, strict=True)):
-            if key not in self._known:
-                self._known.add(key)
-                new.append(row)
+        # Counted anew in each call: features made in two folders may name two videos alike.
+        number = {path: len(self._paths) + index for index, path in enumerate(dict.fromkeys(paths))}
+        self._paths += number
+        first: dict[tuple[str, float, float], int] = {}
+        for row, key in enumerate(zip(paths, start_s, end_s, strict=True)):
+            first.setdefault(key, row)
+        new = list(first.values())
         self._files.append(np.array([number[paths[row]] for row in new], np.int64))
         self._spans_s.append(np.stack([start_s, end_s], axis=1, dtype=np.float64)[new])
         self._embedding.append(embedding if len(new) == len(embedding) else embedding[new])

@@ -68,12 +68,13 @@ class Dimension:
         Raises:
             BundleError: if the value is neither a positive integer nor a complete range.
         """
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        # `type`, since True is an int to isinstance.
+        if type(value) is int and value > 0:
             return cls.fixed(value)
         if isinstance(value, dict) and set(value) == {"name", "min", "max", "multiple_of"}:
             name, low, high, step = value["name"], value["min"], value["max"], value["multiple_of"]
-            numbers = isinstance(low, int) and isinstance(step, int) and low > 0 and step > 0
-            bounded = high is None or (isinstance(high, int) and numbers and high >= low)
+            numbers = type(low) is int and type(step) is int and low > 0 and step > 0
+            bounded = high is None or (type(high) is int and numbers and high > low)
             if isinstance(name, str) and numbers and bounded:
                 return cls(name, low, high, step)
         raise BundleError(f"a tensor's axis must be a positive integer or a range with name, min, max; got {value!r}")

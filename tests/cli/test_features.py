@@ -277,3 +277,14 @@ def test_embeddings_are_stored_so_that_tools_can_map_them(tmp_path: Path) -> Non
         kinds = {entry.filename: entry.compress_type for entry in archive.infolist()}
     assert kinds["embedding.npy"] == zipfile.ZIP_STORED
     assert kinds["path.npy"] == zipfile.ZIP_DEFLATED
+
+
+def test_a_writer_that_cannot_close_does_not_hide_why_it_stopped(tmp_path: Path) -> None:
+    class Full:
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    sink = feature_files.ParquetSink(tmp_path, (2, 3), "{}")
+    sink._writer.close()  # noqa: SLF001  the real one, so that its file is closed
+    sink._writer = Full()  # noqa: SLF001
+    sink.close()

@@ -100,27 +100,36 @@ def test_groups_must_be_one_number_a_row() -> None:
 def test_a_pool_names_file_and_time_of_what_it_finds() -> None:
     pool = WindowPool()
     pool.add(["a", "a"], [0.0, 1.0], [1.0, 2.0], np.array([[1, 0], [3, 0]], np.float32))
-    pool.add(["b", "a"], [5.0, 7.5], [6.0, 8.5], np.array([[2, 0], [4, 0]], np.float32))
+    pool.add(["b", "c"], [5.0, 7.5], [6.0, 8.5], np.array([[2, 0], [4, 0]], np.float32))
     text = np.array([1, 1], np.float32)
     moments, lowest = pool.search(text, 3)
     found = [(moment.rank, moment.score, moment.path, moment.start_s, moment.end_s) for moment in moments]
-    assert found == [(1, 4.0, "a", 7.5, 8.5), (2, 3.0, "a", 1.0, 2.0), (3, 2.0, "b", 5.0, 6.0)]
+    assert found == [(1, 4.0, "c", 7.5, 8.5), (2, 3.0, "a", 1.0, 2.0), (3, 2.0, "b", 5.0, 6.0)]
     assert lowest == 1.0
     assert len(pool) == 4
     best, _ = pool.search(text, 3, per_file=True)
-    assert [(moment.path, moment.score) for moment in best] == [("a", 4.0), ("b", 2.0)]
+    assert [(moment.path, moment.score) for moment in best] == [("c", 4.0), ("a", 3.0), ("b", 2.0)]
 
 
 def test_a_window_that_comes_again_is_found_once() -> None:
     pool = WindowPool()
     one = np.ones((3, 2), np.float32)
     pool.add(["a", "a", "a"], [0.0, 0.0, 0.0], [3.2, 3.2, 1.6], one)
-    pool.add(["a", "b"], np.array([0.0, 0.0]), np.array([3.2, 3.2]), 2 * one[:2])
-    pool.add(["b"], [0.0], [3.2], one[:1])
+    pool.add(["b", "b"], np.array([0.0, 0.0]), np.array([3.2, 3.2]), 2 * one[:2])
     moments, _ = pool.search(np.array([1, 1], np.float32), 9)
     found = [(moment.path, moment.end_s, moment.score) for moment in moments]
     assert found == [("b", 3.2, 4.0), ("a", 3.2, 2.0), ("a", 1.6, 2.0)]
     assert len(pool) == 3
+
+
+def test_videos_of_the_same_relative_name_are_both_found() -> None:
+    pool = WindowPool()
+    for score in (1, 2):
+        pool.add(["b.mp4"], [0.0], [3.2], np.full((1, 2), score, np.float32))
+    moments, _ = pool.search(np.array([1, 1], np.float32), 9)
+    assert [moment.score for moment in moments] == [4.0, 2.0]
+    moments, _ = pool.search(np.array([1, 1], np.float32), 9, per_file=True)
+    assert [moment.score for moment in moments] == [4.0, 2.0]
 
 
 def test_a_pool_refuses_uneven_columns_other_widths_and_emptiness() -> None:

@@ -98,8 +98,6 @@ def test_search_in_features_gives_what_the_videos_give(
     from_videos = json.loads(run(*asked, videos).stdout)
     assert from_features["results"] == from_videos["results"]
     assert from_features["preset"] is None
-    both = json.loads(run(*asked, tmp_path / name, videos / "a.mp4").stdout)
-    assert both["windows"] == 30, "a window that comes from both is one"
 
 
 def test_search_refuses_features_of_another_model(tiny: Tiny, videos: Path, tmp_path: Path, run: Run) -> None:
@@ -276,3 +274,14 @@ def test_names_with_control_characters_do_not_reach_the_terminal(tiny: Tiny, tmp
     assert result.code == 0
     assert "\x1b" not in result.stdout
     assert "a\\x1b[31m[red].mp4" in result.stdout
+
+
+def test_a_bundle_in_another_precision_names_the_option(tmp_path: Path, videos: Path, run: Run) -> None:
+    write_tiny_bundle(tmp_path / "half", precisions=["fp16"])
+    options = ["--bundle", tmp_path / "half"]
+    for arguments in (["search", *options, "cut", videos], ["embed", *options, "--out", tmp_path / "f.npz", videos]):
+        result = run(*arguments)
+        assert result.code == 1
+        assert "has its video graphs in fp16. Ask for that:" in result.stderr
+        assert "--precision fp16" in result.stderr
+        assert run(*arguments, "--precision", "fp16").code == 0

@@ -189,6 +189,8 @@ PATHS = [
 
 
 @given(path=st.sampled_from(PATHS), value=JSON)
+@example(path="graphs.0.inputs.0.shape.0.max", value=True)
+@example(path="graphs.0.inputs.0.shape.0.max", value=1)
 @settings(max_examples=400, deadline=None)
 def test_any_value_in_any_field_is_read_or_refused(path: str, value: object) -> None:
     try:

@@ -15,23 +15,16 @@ import milnce
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce import backends
 from milnce.backends import Availability, onnxruntime, openvino
-from milnce.bundle import Bundle
 from milnce.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from helpers.tiny_bundle import Tiny
 
 WHOLE = {
     "openvino": Availability("openvino", "2026.4", ("cpu",), ("fp32", "fp16", "bf16")),
     "onnxruntime": Availability("onnxruntime", "1.31", ("cpu",), ("fp32", "fp16")),
 }
-
-
-@pytest.fixture
-def bundle(tiny: Tiny) -> Bundle:
-    return Bundle.open(tiny.path)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **found: Availability) -> None:
@@ -41,31 +34,31 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **found: Availability) -> None:
     monkeypatch.setattr(onnxruntime, "probe", lambda: answers["onnxruntime"])
 
 
-def test_auto_takes_openvino_in_fp32_and_says_why(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_openvino_in_fp32_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    choice = backends.select(bundle=bundle)
+    choice = backends.select()
     assert (choice.name, choice.device, choice.precision) == ("openvino", "cpu", "fp32")
     assert str(choice) == "openvino on cpu in fp32: version 2026.4, the fastest exact backend on this machine"
 
 
-def test_auto_names_what_it_passed_over(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_names_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, openvino=Availability("openvino", None, problem="not installed: pip install it"))
-    choice = backends.select(bundle=bundle)
+    choice = backends.select()
     assert choice.name == "onnxruntime"
     assert choice.passed_over == ("openvino: not installed: pip install it",)
     assert str(choice).endswith("backend on this machine; passed over: openvino: not installed: pip install it")
 
 
-def test_asked_by_name_is_taken_by_name(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asked_by_name_is_taken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    choice = backends.select("onnxruntime", "cpu", "fp16", bundle=bundle)
+    choice = backends.select("onnxruntime", "cpu", "fp16")
     assert str(choice) == "onnxruntime on cpu in fp16: version 1.31, asked for by name"
 
 
-def test_bf16_is_taken_only_when_asked(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_taken_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    assert backends.select(bundle=bundle).precision == "fp32"
-    assert backends.select(precision="bf16", bundle=bundle).name == "openvino"
+    assert backends.select().precision == "fp32"
+    assert backends.select(precision="bf16").name == "openvino"
     pretend(monkeypatch, openvino=Availability("openvino", "2026.4", ("cpu",), ("fp32", "fp16")))
     text = (
         "backend auto, device cpu, precision bf16 cannot be had here. "
@@ -74,38 +67,38 @@ def test_bf16_is_taken_only_when_asked(bundle: Bundle, monkeypatch: pytest.Monke
         "Available: openvino 2026.4: cpu in fp32, fp16; onnxruntime 1.31: cpu in fp32, fp16"
     )
     with pytest.raises(BackendUnavailableError) as caught:
-        backends.select(precision="bf16", bundle=bundle)
+        backends.select(precision="bf16")
     assert str(caught.value) == text
 
 
-def test_a_gpu_is_taken_when_asked_and_only_then(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_taken_when_asked_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, onnxruntime=Availability("onnxruntime", "1.31", ("cpu", "cuda"), ("fp32", "fp16")))
-    assert backends.select(bundle=bundle).device == "cpu"
-    choice = backends.select(device="cuda", bundle=bundle)
+    assert backends.select().device == "cpu"
+    choice = backends.select(device="cuda")
     assert (choice.name, choice.device) == ("onnxruntime", "cuda")
     assert choice.passed_over == ("openvino: it runs on cpu here, not on cuda",)
 
 
-def test_cuda_that_is_not_there_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_that_is_not_there_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
     with pytest.raises(BackendUnavailableError, match=r"it runs on cpu here, not on cuda; install: .* onnxruntime-gpu"):
-        backends.select("onnxruntime", "cuda", bundle=bundle)
+        backends.select("onnxruntime", "cuda")
 
 
-def test_nothing_installed_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = {name: Availability(name, None, problem="not installed") for name in WHOLE}
     pretend(monkeypatch, **nothing)
     with pytest.raises(BackendUnavailableError, match=r'Available: none; pip install "milnce\[onnxruntime\]"'):
-        backends.select(bundle=bundle)
+        backends.select()
 
 
-def test_names_that_do_not_exist_are_refused_with_those_that_do(bundle: Bundle) -> None:
+def test_names_that_do_not_exist_are_refused_with_those_that_do() -> None:
     with pytest.raises(BackendUnavailableError, match="backend 'tflite' asked for; backends are auto, openvino, onnx"):
-        backends.select("tflite", bundle=bundle)
+        backends.select("tflite")
     with pytest.raises(InputError, match="device 'gpu' given; devices are auto, cpu, cuda"):
-        backends.select(device="gpu", bundle=bundle)
+        backends.select(device="gpu")
     with pytest.raises(InputError, match="precision 'int8' given; precisions are fp32, fp16, bf16"):
-        backends.select(precision="int8", bundle=bundle)
+        backends.select(precision="int8")
 
 
 def test_a_bundle_without_the_precision_is_named(tmp_path: Path) -> None:
@@ -113,7 +106,7 @@ def test_a_bundle_without_the_precision_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         BackendUnavailableError, match=r"precision fp16 needs fp16 graphs; bundle '.*/b' has its video graphs in fp32"
     ):
-        backends.select(precision="fp16", bundle=Bundle.open(tmp_path / "b"))
+        milnce.load(tmp_path / "b", precision="fp16", backend="onnxruntime")
 
 
 def test_an_fp16_bundle_names_the_option_although_its_projection_is_fp32(tmp_path: Path) -> None:
@@ -165,7 +158,7 @@ def test_an_empty_folder_left_by_an_uninstall_is_a_problem(monkeypatch: pytest.M
     assert problem.startswith("installed but does not load (module 'onnxruntime' has no attribute")
 
 
-def test_two_packages_that_own_one_module_are_a_clash(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_packages_that_own_one_module_are_a_clash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "distribution", lambda _: object())
     found = onnxruntime.probe()
     assert found.problem == (
@@ -173,7 +166,7 @@ def test_two_packages_that_own_one_module_are_a_clash(bundle: Bundle, monkeypatc
         "cure: pip uninstall -y onnxruntime onnxruntime-gpu, then install only the one you need"
     )
     with pytest.raises(BackendUnavailableError, match="are installed together and overwrite each other"):
-        backends.select("onnxruntime", bundle=bundle)
+        backends.select("onnxruntime")
 
 
 def test_available_lists_each_backend_as_this_machine_has_it() -> None:

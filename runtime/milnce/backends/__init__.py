@@ -11,7 +11,6 @@ from milnce.errors import BackendUnavailableError, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milnce.bundle import Bundle
     from milnce.manifest import GraphFile
 
 __all__ = [
@@ -37,23 +36,14 @@ def available() -> list[Availability]:
     return [_module(name).probe() for name in BACKENDS]
 
 
-def select(
-    backend: str = "auto",
-    device: str = "auto",
-    precision: str | None = None,
-    *,
-    bundle: Bundle,
-    modules: Sequence[str] = ("video", "text"),
-) -> BackendChoice:
-    """Choose the backend for a bundle.
+def select(backend: str = "auto", device: str = "auto", precision: str | None = None) -> BackendChoice:
+    """Choose the backend.
 
     Args:
         backend: A name of `BACKENDS`, or "auto" for the first that can do what is asked.
         device: "cpu", "cuda", or "auto", which is the CPU: a GPU is used when asked for.
         precision: "fp32" (also if None), "fp16" for the bundle's FP16 graphs, or "bf16" for its FP32 graphs computed
             in bfloat16 where the CPU can. Nothing but "fp32" is taken unasked.
-        bundle: The bundle.
-        modules: Towers to be opened, whose graphs must be there in that precision. The projection is FP32 alone.
 
     Raises:
         InputError: if `device` or `precision` is no such name.
@@ -68,7 +58,6 @@ def select(
         raise BackendUnavailableError(f"backend {backend!r} asked for; backends are auto, {', '.join(BACKENDS)}")
     wanted_device = "cpu" if device == "auto" else device
     wanted_precision = precision or "fp32"
-    _check_bundle(bundle, wanted_precision, modules)
     passed_over: list[str] = []
     for name in BACKENDS if backend == "auto" else (backend,):
         found: Availability = _module(name).probe()
@@ -102,19 +91,6 @@ def open_graph(choice: BackendChoice, model: bytes, graph: GraphFile, *, threads
 
 def _module(name: str) -> Any:  # noqa: ANN401 - a module with `probe` and `open_graph`
     return import_module(f"milnce.backends.{name}")
-
-
-def _check_bundle(bundle: Bundle, precision: str, modules: Sequence[str]) -> None:
-    wanted = "fp16" if precision == "fp16" else "fp32"
-    for module in modules:
-        held = {graph.precision for graph in bundle.manifest.graphs if graph.module == module}
-        if module == "projection" or not held or wanted in held:
-            continue  # a module that is missing altogether is told by `Bundle.graph`
-        (other,) = held
-        raise BackendUnavailableError(
-            f"precision {precision} needs {wanted} graphs; bundle {str(bundle.path)!r} has its {module} graphs in "
-            f'{other}. Ask for that: load(..., precision="{other}") or --precision {other}; or export the bundle again'
-        )
 
 
 def _obstacle(found: Availability, device: str, precision: str) -> str | None:
