@@ -40,7 +40,7 @@ INPUT_FORMS = ("uint8", "float32")
 
 LARGEST_SEED = 2**32 - 1
 
-# Clips of a few pixels hardly differ, so parity cannot tell rounding from a defect on them (parity.py has figures).
+# Clips of a few pixels hardly differ, so on them parity cannot tell rounding from a defect.
 LEAST_MEASURABLE_SIZE = (4, 32, 32)
 
 
@@ -159,7 +159,7 @@ def export_seeded_bundle(
         raise InputError(f"seed {seed} given; 0 to {LARGEST_SEED} expected")
     with BundleWriter(destination, overwrite=options.overwrite) as writer:
         progress("seed the weights")
-        towers = seeded_towers(seed, TowersConfig.scaled(width, rows=len(set(WORDS)) + 1))
+        towers = seeded_towers(seed, TowersConfig.scaled(width, rows=len(WORDS) + 1))
         made = {"sources": {"seed": seed, "width": width}, "note": "seeded random weights: they retrieve nothing"}
         return _write(writer, towers, options, made, progress)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # What a person would type at a first try; enough for the README's and the tests' sentences.
 WORDS = tuple(
-    """a an and the of in on at to with his her their is are i you he she it they we
+    dict.fromkeys(
+        """a an and the of in on at to with his her their is are i you he she it they we
     man woman person people child boy girl dog cat rabbit bird horse squirrel bear animal animals
     rides riding ride rode runs running run walks walking walk sits sitting talks talking talk speaks speaking
     drives driving drive cuts cutting cut cooks cooking cook plays playing play dances dancing jumps jumping
@@ -32,6 +33,7 @@ WORDS = tuple(
     phone window face hat hand head ball guitar piano music drums fast slow big small
     red green blue yellow black white orange colorful cartoon animated sleeps sleeping wakes hole burrow
     looking looks through someone something sunny day night down up left right over under""".split()  # noqa: SIM905
+    )
 )
 
 
@@ -113,10 +115,9 @@ def seeded_towers(
     Args:
         seed: Seeds the weights and the calibration clips.
         config: Sizes; the published ones with the vocabulary's rows by default.
-        words: The vocabulary; the table gets one row more.
+        words: The vocabulary, each word once; the table gets one row more.
         calibration_size: Frames, height and width of the clips BatchNorm's statistics are measured on.
     """
-    words = tuple(dict.fromkeys(words))
     config = config or TowersConfig.scaled(rows=len(words) + 1)
     generator = torch.Generator().manual_seed(seed)
     video, text = S3D(config.video), TextTower(config.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,13 +61,13 @@ def measure_text(towers: Towers, graphs: Sequence[ExportedGraph], *, words: int)
     tokens = random_tokens(_SENTENCES, towers.text.config.rows, words=words, seed=1)
     expected = _torch_outputs(towers.text, torch.from_numpy(tokens))
     case = f"{_SENTENCES} sentences of {words} ids"
-    records = _Records(graphs)
+    records = [_Record(graph) for graph in graphs]
     plain: Arrays | None = None
-    for graph in graphs:
-        found = run_graph(graph.model, {"tokens": tokens})
-        records.add(graph, case, expected, found, plain)
+    for record in records:
+        found = run_graph(record.graph.model, {"tokens": tokens})
+        record.add(case, expected, found, plain)
         plain = plain or found
-    return records.to_json()
+    return [record.to_json() for record in records]
 
 
 def measure_video(
@@ -85,19 +86,19 @@ def measure_video(
     Raises:
         ParityError: if a graph fails its gate.
     """
-    records = _Records(graphs)
+    records = [_Record(graph) for graph in graphs]
     for frames, height, width in sizes:
         count = 3 if frames * height * width >= _LARGE else 6
         clips = moving_clips(count, frames, height, width, seed=frames + height)
         expected = _torch_outputs(towers.video, as_video(clips))
         plain: dict[str, Arrays] = {}
-        for graph in graphs:
-            found = run_graph(graph.model, {"video": _as_input(clips, graph.input_form)})
-            records.add(graph, f"{count} clips {frames}x{height}x{width}", expected, found, plain.get(graph.input_form))
-            plain.setdefault(graph.input_form, found)
-    first = graphs[0]
-    records.add_blocks(first, measure_blocks(towers, first, sizes[0]))
-    return records.to_json()
+        for record in records:
+            form = record.graph.input_form
+            found = run_graph(record.graph.model, {"video": _as_input(clips, form)})
+            record.add(f"{count} clips {frames}x{height}x{width}", expected, found, plain.get(form))
+            plain.setdefault(form, found)
+    records[0].blocks = measure_blocks(towers, graphs[0], sizes[0])
+    return [record.to_json() for record in records]
 
 
 def measure_blocks(towers: Towers, graph: ExportedGraph, size: tuple[int, int, int]) -> dict[str, Agreement]:
@@ -140,47 +141,40 @@ def measure_projection(towers: Towers, graph: ExportedGraph) -> dict[str, Any]:
     features = torch.rand(_SENTENCES, towers.config.video.mixed_5c, generator=generator)
     with torch.no_grad():
         expected = {"video_embedding": towers.video.fc(features).numpy()}
-    records = _Records([graph])
-    found = run_graph(graph.model, {"mixed_5c": features.numpy()})
-    records.add(graph, f"{_SENTENCES} features", expected, found, None)
-    return records.to_json()[0]
+    record = _Record(graph)
+    record.add(f"{_SENTENCES} features", expected, run_graph(graph.model, {"mixed_5c": features.numpy()}), None)
+    return record.to_json()
 
 
-class _Records:
-    """Gathers each graph's agreements, holding every one to its gate as it comes."""
+@dataclass
+class _Record:
+    """One graph's agreements by output and case, and by block; each is held to the graph's gate as it comes."""
 
-    def __init__(self, graphs: Sequence[ExportedGraph]) -> None:
-        self._cases: dict[int, dict[str, dict[str, Agreement]]] = {id(graph): {} for graph in graphs}
-        self._blocks: dict[int, dict[str, Agreement]] = {}
-        self._graphs = graphs
+    graph: ExportedGraph
+    outputs: dict[str, dict[str, Agreement]] = field(default_factory=dict)
+    blocks: dict[str, Agreement] = field(default_factory=dict)
 
-    def add(self, graph: ExportedGraph, case: str, expected: Arrays, found: Arrays, plain: Arrays | None) -> None:
+    def add(self, case: str, expected: Arrays, found: Arrays, plain: Arrays | None) -> None:
         """Compare one run. `plain` is the FP32 graph's output on the same input, for a graph of another precision."""
-        gate = gate_of(graph.precision)
+        graph, gate = self.graph, gate_of(self.graph.precision)
         for name, reference in expected.items():
             subject = f"{graph.module} {graph.input_form} {graph.precision}, {name}, {case}"
             agreement = compare(reference, found[name])
             require(agreement, gate, subject)
             if plain is not None and not gate.may_be_identical and np.array_equal(plain[name], found[name]):
                 raise ParityError(f"{subject} is bit-identical to fp32: the same graph was compared with itself")
-            self._cases[id(graph)].setdefault(name, {})[case] = agreement
+            self.outputs.setdefault(name, {})[case] = agreement
 
-    def add_blocks(self, graph: ExportedGraph, agreements: dict[str, Agreement]) -> None:
-        self._blocks[id(graph)] = agreements
-
-    def to_json(self) -> list[dict[str, Any]]:
-        records = []
-        for graph in self._graphs:
-            outputs = {
-                name: {case: agreement.to_json() for case, agreement in cases.items()}
-                for name, cases in self._cases[id(graph)].items()
-            }
-            record: dict[str, Any] = {"reference": _REFERENCE, "gate": graph.precision, "outputs": outputs}
-            if id(graph) in self._blocks:
-                blocks = self._blocks[id(graph)].items()
-                record["blocks"] = {name: agreement.to_json() for name, agreement in blocks}
-            records.append(record)
-        return records
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's form."""
+        outputs = {
+            name: {case: agreement.to_json() for case, agreement in cases.items()}
+            for name, cases in self.outputs.items()
+        }
+        record: dict[str, Any] = {"reference": _REFERENCE, "gate": self.graph.precision, "outputs": outputs}
+        if self.blocks:
+            record["blocks"] = {name: agreement.to_json() for name, agreement in self.blocks.items()}
+        return record
 
 
 def gate_of(precision: str) -> Gate:

@@ -95,9 +95,8 @@ class Gate:
 
 
 # FP32 against the PyTorch tower: what another order of the same FP32 additions may cost. Seen at full width over three
-# seeds, both outputs and sizes from 4x32x200 to 32x224x224: 1 - cosine 1e-10, centred 1.3e-10, relative error 2e-5,
-# spread error 1.5e-5, scale error 6e-7. At 2x2x2, where clips are a few pixels and hardly differ, the spread error is
-# 1.9e-4.
+# seeds, both outputs and sizes from 4x32x200 to 32x224x224 (benchmarks/parity.py): 1 - cosine 1e-10, centred 1.3e-10,
+# relative error 2e-5, spread error 1.5e-5, scale error 6e-7.
 FP32_GATE = Gate(
     "fp32", cosine=0.999999, centred_cosine=0.999999, relative_error=1e-4, spread_error=2e-4, scale_error=2e-5
 )
@@ -106,8 +105,7 @@ FP32_GATE = Gate(
 # 1.6e-4, centred 2e-4, relative error 1.8e-2, spread error 1.9e-2, scale error 1.4e-3. The weakest defect has 2.7e-2
 # (two of 112 channels swapped), 2.6e-2, 0.14 (both: text without ReLU), 0.27 (channels) and, for a pure scaling by 1%,
 # a scale error of 1e-2. Each bound is near the geometric middle. Both sides are measured again, and the margins
-# asserted, in tests/convert/test_mutants.py. Clips of 2x2x2 fail this gate (centred cosine 0.94): they are too alike
-# to tell rounding from a defect.
+# asserted, in tests/convert/test_mutants.py.
 FP16_GATE = Gate(
     "fp16",
     cosine=0.998,

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milnce.bundle_writer import VOCABULARY_FILE, BundleWriter
 from milnce.errors import BundleError, BundleNotFoundError, InputError
 from milnce.manifest import (
     FORMAT_VERSION,
@@ -35,9 +34,7 @@ __all__ = [
     "MANIFEST_FILE",
     "MODULES",
     "PRECISIONS",
-    "VOCABULARY_FILE",
     "Bundle",
-    "BundleWriter",
     "GraphFile",
     "Manifest",
     "VocabularyFile",

@@ -112,9 +112,7 @@ def test_doctor_knows_which_ffmpeg_has_the_fix(version: str, fixed: bool) -> Non
 
 
 def test_doctor_does_not_guess_at_an_unreadable_ffmpeg_version() -> None:
-    note = doctor.ffmpeg_note("N-12345-gabcdef")
-    assert note is not None
-    assert "cannot be told" in note
+    assert "cannot be told" in str(doctor.ffmpeg_note("N-12345-gabcdef"))
 
 
 def test_the_affected_decoder_is_not_on_the_allow_list(tmp_path: Path) -> None:

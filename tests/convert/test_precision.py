@@ -66,13 +66,13 @@ def test_no_chain_of_fp32_nodes_is_rounded_in_between(half: dict[str, ExportedGr
     sources = {node.input[0] for node in casts}
     assert len(sources) == len(casts), "one cast a value"
     for node in casts:
-        before = producers.get(node.input[0])
         following = [other.op_type for other in tensors.proto.graph.node if node.output[0] in other.input]
         if tensors.dtypes[node.output[0]] == FP32:
             assert set(following) <= {"ReduceMean", "GlobalAveragePool"}, "into an island only at its mean"
         elif node.input[0] != "video":
-            assert before is not None
-            assert (before.op_type, following) == ("Sigmoid", ["Mul"]), "out of an island only after its sigmoid"
+            assert (producers[node.input[0]].op_type, following) == ("Sigmoid", ["Mul"]), (
+                "out of an island only after its sigmoid"
+            )
     # One in and one out a gate, one into the last mean, one of the input.
     assert len(casts) == 2 * 37 + 1 + 1
 

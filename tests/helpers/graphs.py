@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[Any]]
 
-ROWS = len(set(WORDS)) + 1
+ROWS = len(WORDS) + 1
 REORDERED = 1e-5  # another order of the same FP32 additions; a wrong graph is off by more than 1e-1
 
 

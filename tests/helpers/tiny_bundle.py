@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from milnce.bundle import BundleWriter
+from milnce.bundle_writer import BundleWriter
 from milnce.specs import Dimension, TensorSpec
 
 if TYPE_CHECKING:

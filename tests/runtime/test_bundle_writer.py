@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.tiny_bundle import write_tiny_bundle
-from milnce.bundle import Bundle, BundleWriter
+from milnce.bundle import Bundle
+from milnce.bundle_writer import BundleWriter
 from milnce.errors import BundleError, InputError, OutputError
 from milnce.specs import Dimension, TensorSpec
 
