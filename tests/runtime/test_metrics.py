@@ -353,8 +353,9 @@ THREE = np.arange(3)
         (SQUARE, THREE, np.ones(3), r"present: float64 \(3,\) given"),
         (SQUARE, THREE, np.zeros(3, bool), "no caption is present"),
         (SQUARE[:0], THREE[:0], None, "no caption is present"),
-        (SQUARE + np.array([0, np.nan, 0], np.float32), THREE, None, "score of caption 0 and video 1 is nan"),
-        (SQUARE + np.array([0, 0, -np.inf], np.float32), THREE, None, "score of caption 0 and video 2 is -inf"),
+        (f32([[0, np.nan, 0], [0, 0, 0], [0, 0, 0]]), THREE, None, "score of caption 0 and video 1 is nan"),
+        (f32([[0, 0, 0], [0, np.nan, 0], [0, 0, 0]]), THREE, None, "score of caption 1 and video 1 is nan"),
+        (f32([[0, 0, 0], [0, 0, 0], [0, 0, -np.inf]]), THREE, None, "score of caption 2 and video 2 is -inf"),
     ],
 )
 def test_refuses_what_has_no_ranks(similarity: Matrix, of: Matrix, present: Matrix, message: str) -> None:
