@@ -265,10 +265,8 @@ def _text(value: object) -> str:
 
 def _seconds(value: object) -> float | None:
     """Return a cell's number, None for an empty cell, and NaN for what is no number."""
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+    if value is None or not str(value).strip():
         return None
-    if isinstance(value, bool):
-        return math.nan
     try:
         return float(str(value))
     except ValueError:

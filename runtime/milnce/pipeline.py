@@ -142,12 +142,41 @@ def embed_files(
     """
     from milnce.video.files import find_videos  # noqa: PLC0415  # video is optional at import
 
-    batch_size = positive("batch_size", batch_size)
     check_range(start_s, end_s)
-    files = find_videos(paths)
+    spans = [(path, start_s, end_s) for path in find_videos(paths)]
+    return embed_spans(model, spans, preset=preset, batch_size=batch_size, on_window=on_window)
+
+
+def embed_spans(
+    model: Model,
+    spans: Iterable[tuple[Path, float | None, float | None]],
+    *,
+    preset: str | Preset | None = None,
+    batch_size: int = 8,
+    on_window: Callable[[Path, WindowSpan], None] | None = None,
+) -> Iterator[FileEmbeddings]:
+    """Embed the windows of stretches of files: all as in `embed_files`, but each file with its own start and end.
+
+    Args:
+        model: A model with its video graph.
+        spans: (file, start in seconds or None, end in seconds or None); a file may come several times.
+        preset: As in `embed_files`; so are the others.
+        batch_size: Clips a batch.
+        on_window: For progress.
+
+    Yields:
+        One result a span, in the order given.
+
+    Raises:
+        InputError: before any work, if a span is not a range, or as in `embed_files`.
+    """
+    batch_size = positive("batch_size", batch_size)
+    items = [(path, (start_s, end_s)) for path, start_s, end_s in spans]
+    for _, span_s in items:
+        check_range(*span_s)
     sampling = resolve_preset(model, preset)
     _check_fits(model, sampling)
-    return _stream(_Embedder(model, sampling, batch_size), files, (start_s, end_s), on_window)
+    return _stream(_Embedder(model, sampling, batch_size), items, on_window)
 
 
 def check_range(start_s: float | None, end_s: float | None) -> None:
@@ -238,12 +267,11 @@ def _video_widths(model: Model) -> tuple[int, int]:
 
 def _stream(
     embedder: _Embedder,
-    paths: list[Path],
-    span_s: tuple[float | None, float | None],
+    items: Iterable[tuple[Path, tuple[float | None, float | None]]],
     on_window: Callable[[Path, WindowSpan], None] | None,
 ) -> Iterator[FileEmbeddings]:
     pending: deque[_File] = deque()
-    for path in paths:
+    for path, span_s in items:
         file = _File(path)
         pending.append(file)
         try:
