@@ -57,6 +57,10 @@ class OutputError(MilnceError, OSError):
     """A result cannot be written where it was asked for."""
 
 
+class SearchIndexError(MilnceError, ValueError):
+    """A search index is damaged, not one, of another model or sampling, or kept busy by another process."""
+
+
 class CheckpointError(MilnceError, ValueError):
     """Weights or a vocabulary do not fit the towers, or the file is refused."""
 

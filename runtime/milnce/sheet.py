@@ -96,6 +96,26 @@ def contact_sheet(tiles: Sequence[Tile], title: str) -> Image:
     return sheet
 
 
+def stack_sheets(sheets: Sequence[Image]) -> Image:
+    """Return the sheets one below the other; a single one as it is.
+
+    Raises:
+        InputError: if there are none.
+    """
+    from PIL import Image  # noqa: PLC0415  # optional
+
+    if not sheets:
+        raise InputError("no sheets given; at least one is needed")
+    if len(sheets) == 1:
+        return sheets[0]
+    stacked = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), _PAPER)
+    top = 0
+    for one in sheets:
+        stacked.paste(one, (0, top))
+        top += one.height
+    return stacked
+
+
 def save_sheet(sheet: Image, destination: Path, *, overwrite: bool = False) -> None:
     """Write the image under a temporary name and rename it into place, so it is whole or not there.
 

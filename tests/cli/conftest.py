@@ -28,6 +28,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(path, write_tiny_bundle(path))
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return this test's own cache folder, where `milnce search` keeps its index: an empty one."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def model(tiny: Tiny) -> Iterator[Model]:
     """Return the tiny bundle in ONNX Runtime."""

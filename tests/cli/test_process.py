@@ -117,7 +117,7 @@ def test_a_stopped_embed_leaves_nothing(
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
     if number == signal.SIGINT:
-        assert stderr.splitlines()[-1] == "Interrupted; nothing was written."
+        assert stderr.splitlines()[-1] == "Interrupted; nothing half-written is left."
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_stopped_embed_leaves_nothing(
     [
         "sys.meta_path.insert(0, type('F', (), {'find_spec': stop}))",
         "import typer.core; typer.core.TyperGroup.make_context = stop",
-        "import milnce.cli.search; milnce.cli.search._split = stop",
+        "import milnce.cli.search; milnce.cli.search._check_outputs = stop",
     ],
     ids=["while the commands load", "while typer reads the arguments", "in a command"],
 )
@@ -146,7 +146,7 @@ def test_ctrl_c_is_one_line_at_any_moment(patch: str) -> None:
         check=False,
         preexec_fn=heed_interrupts,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing was written.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing half-written is left.\n")
 
 
 def test_an_interrupted_embed_keeps_the_old_file(

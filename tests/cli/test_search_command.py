@@ -42,22 +42,22 @@ def scores(model: Model, query: str, videos: Path) -> list[tuple[float, str, flo
 
 def test_search_ranks_windows_best_first(tiny: Tiny, model: Model, videos: Path, run: Run) -> None:
     query = "someone cutting a tomato"
-    result = run("search", "--bundle", tiny.path, query, videos, "--top", 7, "--json", "--backend", "onnxruntime")
+    asked = ["search", "--bundle", tiny.path, query, videos, "--top", 7, "--no-merge"]
+    result = run(*asked, "--json", "--backend", "onnxruntime")
     assert result.code == 0
     document = json.loads(result.stdout)
     best = scores(model, query, videos)[:7]
-    assert [found["rank"] for found in document["results"]] == list(range(1, 8))
-    assert [found["score"] for found in document["results"]] == pytest.approx([score for score, _, _ in best], rel=1e-4)
-    assert [(found["path"], found["start_s"]) for found in document["results"]] == [
-        (path, start_s) for _, path, start_s in best
-    ]
+    results = document["queries"][0]["results"]
+    assert [found["rank"] for found in results] == list(range(1, 8))
+    assert [found["score"] for found in results] == pytest.approx([score for score, _, _ in best], rel=1e-4)
+    assert [(found["path"], found["start_s"]) for found in results] == [(path, start_s) for _, path, start_s in best]
     assert document["windows"] == 30
-    assert document["unknown_words"] == []
+    assert document["queries"][0]["unknown_words"] == []
     assert document["failed"] == []
 
 
 def test_search_prints_rank_score_bar_time_and_file(tiny: Tiny, videos: Path, run: Run) -> None:
-    result = run("search", "--bundle", tiny.path, "open the door", videos, "--top", 30)
+    result = run("search", "--bundle", tiny.path, "open the door", videos, "--top", 30, "--no-merge")
     assert result.code == 0
     lines = [line.split() for line in result.stdout.splitlines() if ".m" in line]
     assert [line[0] for line in lines] == [str(rank) for rank in range(1, 31)]
@@ -70,7 +70,7 @@ def test_search_prints_rank_score_bar_time_and_file(tiny: Tiny, videos: Path, ru
 
 def test_search_per_file_keeps_the_best_window_of_each(tiny: Tiny, model: Model, videos: Path, run: Run) -> None:
     result = run("search", "--bundle", tiny.path, "pour water", videos, "--per-file", "--json")
-    found = [(item["path"], item["start_s"]) for item in json.loads(result.stdout)["results"]]
+    found = [(item["path"], item["best_start_s"]) for item in json.loads(result.stdout)["queries"][0]["results"]]
     expected: dict[str, float] = {}
     for _, path, start_s in scores(model, "pour water", videos):
         expected.setdefault(path, start_s)
@@ -84,7 +84,7 @@ def test_search_names_the_words_it_ignores(tiny: Tiny, videos: Path, run: Run) -
     assert "Warning" not in result.stderr
     result = run("search", "--bundle", tiny.path, "zucchini", videos, "--json")
     assert result.code == 0
-    assert json.loads(result.stdout)["unknown_words"] == ["zucchini"]
+    assert json.loads(result.stdout)["queries"][0]["unknown_words"] == ["zucchini"]
     assert "Warning: no word of 'zucchini' is in the vocabulary" in result.stderr
 
 
@@ -96,7 +96,7 @@ def test_search_in_features_gives_what_the_videos_give(
     asked = ["search", "--bundle", tiny.path, "run", "--json", "--top", 12]
     from_features = json.loads(run(*asked, tmp_path / name).stdout)
     from_videos = json.loads(run(*asked, videos).stdout)
-    assert from_features["results"] == from_videos["results"]
+    assert from_features["queries"] == from_videos["queries"]
     assert from_features["preset"] is None
 
 
@@ -138,7 +138,7 @@ def test_search_draws_a_sheet_of_the_middle_frames(tiny: Tiny, videos: Path, tmp
     document = json.loads(result.stdout)
     assert document["sheet"] == str(sheet)
     frames, starts = [], []
-    for found in document["results"]:
+    for found in document["queries"][0]["results"]:
         path = Path(found["path"])
         frames.append(read_frame(path, (found["start_s"] + found["end_s"]) / 2))
         starts.append(read_number(read_frame(path, found["start_s"])))
@@ -162,7 +162,7 @@ def test_a_sheet_that_fails_does_not_cost_the_ranking(
     result = run(*asked, "--json")
     assert result.code == 1
     document = json.loads(result.stdout)
-    assert (len(document["results"]), document["sheet"]) == (2, None)
+    assert (len(document["queries"][0]["results"]), document["sheet"]) == (2, None)
     assert [item["path"] for item in document["failed"]] == [str(tmp_path / "s.png")]
 
 
@@ -182,7 +182,9 @@ def test_search_shows_a_moment_of_a_short_video_once(tiny: Tiny, tmp_path: Path,
     video = make_video(tmp_path / "short.mp4", frames=10)
     result = run("search", "--bundle", tiny.path, "run", video, "--json")
     assert result.code == 0
-    assert [(item["start_s"], item["end_s"]) for item in json.loads(result.stdout)["results"]] == [(0.0, 0.4)]
+    assert [(item["start_s"], item["end_s"]) for item in json.loads(result.stdout)["queries"][0]["results"]] == [
+        (0.0, 0.4)
+    ]
 
 
 def test_search_does_the_files_that_have_the_range(tiny: Tiny, videos: Path, run: Run) -> None:
@@ -190,18 +192,18 @@ def test_search_does_the_files_that_have_the_range(tiny: Tiny, videos: Path, run
     result = run("search", "--bundle", tiny.path, "run", "--end-s", "1.5", "--top", 99, "--json", *paths)
     assert result.code == 1
     document = json.loads(result.stdout)
-    assert {item["path"] for item in document["results"]} == {str(paths[0]), str(paths[2])}
+    assert {item["path"] for item in document["queries"][0]["results"]} == {str(paths[0]), str(paths[2])}
     assert [(item["path"], item["type"]) for item in document["failed"]] == [(str(paths[1]), "RangeError")]
 
 
 def test_times_choose_among_stored_windows(tiny: Tiny, videos: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "f.npz"
     assert run("embed", "--bundle", tiny.path, "--out", out, videos / "c.mp4", videos / "a.mp4").code == 0
-    asked = ["search", "--bundle", tiny.path, "run", out, "--top", 99, "--json"]
-    everything = json.loads(run(*asked).stdout)["results"]
+    asked = ["search", "--bundle", tiny.path, "run", out, "--top", 99, "--no-merge", "--json"]
+    everything = json.loads(run(*asked).stdout)["queries"][0]["results"]
     inside = [item for item in everything if item["start_s"] >= 0.3 and item["end_s"] <= 1.5]
     assert 0 < len(inside) < len(everything)
-    found = json.loads(run(*asked, "--start-s", "0.3", "--end-s", "1.5").stdout)["results"]
+    found = json.loads(run(*asked, "--start-s", "0.3", "--end-s", "1.5").stdout)["queries"][0]["results"]
     assert [{**item, "rank": 0} for item in found] == [{**item, "rank": 0} for item in inside]
     result = run(*asked, "--start-s", "100")
     assert (result.code, "f.npz: none of its windows lies between the given" in result.stderr) == (1, True)
@@ -223,10 +225,10 @@ def test_a_damaged_features_file_fails_alone(tiny: Tiny, videos: Path, tmp_path:
     good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
     assert run("embed", "--bundle", tiny.path, "--out", good, videos / "a.mp4").code == 0
     bad.write_bytes(good.read_bytes()[:-9])
-    result = run("search", "--bundle", tiny.path, "run", bad, good, "--json")
+    result = run("search", "--bundle", tiny.path, "run", bad, good, "--no-merge", "--json")
     assert result.code == 1
     document = json.loads(result.stdout)
-    assert len(document["results"]) == 10
+    assert len(document["queries"][0]["results"]) == 10
     assert [item["path"] for item in document["failed"]] == [str(bad)]
     assert "bad.npz: damaged, or not an NPZ" in result.stderr
     assert "1 of 2 files failed." in result.stderr
@@ -260,7 +262,7 @@ def test_search_does_the_good_files_and_reports_the_others(tiny: Tiny, videos: P
     assert "1 of 2 files failed." in result.stderr
     result = run("search", "--bundle", tiny.path, "run", tmp_path / "empty.mp4", "--json")
     assert result.code == 1
-    assert json.loads(result.stdout)["results"] == []
+    assert json.loads(result.stdout)["queries"][0]["results"] == []
 
 
 def test_search_refuses_an_empty_sentence(tiny: Tiny, videos: Path, run: Run) -> None:
@@ -282,6 +284,6 @@ def test_a_bundle_in_another_precision_names_the_option(tmp_path: Path, videos: 
     for arguments in (["search", *options, "cut", videos], ["embed", *options, "--out", tmp_path / "f.npz", videos]):
         result = run(*arguments)
         assert result.code == 1
-        assert "has its video graphs in fp16. Ask for that:" in result.stderr
+        assert " graphs in fp16. Ask for that:" in result.stderr
         assert "--precision fp16" in result.stderr
         assert run(*arguments, "--precision", "fp16").code == 0

@@ -28,6 +28,10 @@ FORBIDDEN = {
     "milnce.model": ("video", "search", "features", "sheet", "cli"),
     "milnce.pipeline": ("search", "features", "sheet", "cli", "backends"),
     "milnce.search": ("backends", "video", "model", "pipeline", "features", "sheet", "cli", "bundle"),
+    "milnce.moments": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    "milnce.index": ("backends", "video", "model", "pipeline", "features", "sheet", "cli", "bundle"),
+    "milnce.index_file": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    "milnce.vectors": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     "milnce.features": ("backends", "video", "model", "search", "sheet", "cli", "bundle"),
     "milnce.sheet": ("backends", "video", "model", "pipeline", "search", "features", "cli", "bundle"),
 }

@@ -13,7 +13,19 @@ import pytest
 import milnce
 from milnce.video import Preset, get_preset
 
-HEAVY = ("onnxruntime", "openvino", "torch", "onnx", "typer", "rich", "av", "PIL", "pyarrow", "milnce_convert")
+HEAVY = (
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "onnx",
+    "typer",
+    "rich",
+    "av",
+    "PIL",
+    "pyarrow",
+    "sqlite3",
+    "milnce_convert",
+)
 
 
 def run(script: str) -> object:

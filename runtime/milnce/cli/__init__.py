@@ -26,6 +26,6 @@ def main() -> NoReturn:
         # Ctrl-C: as such while the commands load; typer and the commands make it this exit code.
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
-        sys.stderr.write("Interrupted; nothing was written.\n")
+        sys.stderr.write("Interrupted; nothing half-written is left.\n")
         sys.exit(INTERRUPTED)
     sys.exit(0)
