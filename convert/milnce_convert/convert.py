@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from milnce.video.presets import Preset
+
     Progress = Callable[[str], None]
 
 PRECISIONS = ("fp32", "fp16")
@@ -59,6 +61,7 @@ class ExportOptions:
         opset: ONNX opset.
         overwrite: Replace an existing bundle.
         preset: Name of the sampling `embed` and `search` use by default.
+        sampling_size: Height and width, in pixels, that they sample clips at; the preset's own when None.
         parity_sizes: (frames, height, width) of the clips that parity is measured on; blocks at the first.
 
     Raises:
@@ -73,6 +76,7 @@ class ExportOptions:
     opset: int = DEFAULT_OPSET
     overwrite: bool = False
     preset: str = "milnce-native"
+    sampling_size: int | None = None
     parity_sizes: tuple[tuple[int, int, int], ...] = field(default=((16, 64, 64), (32, 224, 224)))
 
     def __post_init__(self) -> None:
@@ -101,7 +105,17 @@ class ExportOptions:
             raise InputError(
                 f"opset {self.opset} given; {SUPPORTED_OPSETS.start} to {SUPPORTED_OPSETS.stop - 1} expected"
             )
-        get_preset(self.preset)
+        sampled = self.sampling
+        if self.fixed_size and self.sampling_size and (sampled.frames, sampled.size, sampled.size) != self.fixed_size:
+            raise InputError(
+                f"clips sampled at {self.sampling_size} pixels and a video graph fixed to "
+                f"{'x'.join(map(str, self.fixed_size))} given; leave one of them out"
+            )
+
+    @property
+    def sampling(self) -> Preset:
+        """The sampling `embed` and `search` use by default, unless the graph's size is fixed to another."""
+        return get_preset(self.preset, **({"size": self.sampling_size} if self.sampling_size else {}))
 
 
 def export_bundle(
@@ -112,6 +126,7 @@ def export_bundle(
     progress: Progress,
     *,
     config: TowersConfig | None = None,
+    training: dict[str, Any] | None = None,
 ) -> Bundle:
     """Convert a checkpoint into a bundle and measure its parity with PyTorch.
 
@@ -122,6 +137,7 @@ def export_bundle(
         options: What to write.
         progress: Called with the name of each stage as it begins.
         config: Sizes of the towers, for a checkpoint of other than the published widths.
+        training: How the weights were trained, as JSON values for the manifest, where that is known.
 
     Raises:
         CheckpointError: if the weights do not fit the towers.
@@ -135,7 +151,8 @@ def export_bundle(
             kind: {"file": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size}
             for kind, path in (("weights", weights), ("vocabulary", vocabulary))
         }
-        return _write(writer, towers, options, {"sources": sources}, progress)
+        made = {"sources": sources, **({"training": training} if training else {})}
+        return _write(writer, towers, options, made, progress)
 
 
 def export_seeded_bundle(
@@ -190,12 +207,12 @@ def _write(
         if graph.precision in options.precisions or graph.module == "projection":
             _add(writer, graph, parity)
     writer.add_vocabulary(towers.words, max_words=options.max_words)
-    preset = get_preset(options.preset)
-    frames, height = (options.fixed_size or (preset.frames, preset.size, preset.size))[:2]
+    sampling = options.sampling
+    frames, height = (options.fixed_size or (sampling.frames, sampling.size, sampling.size))[:2]
     writer.commit(
         name=writer.destination.name,
         model_digest=towers.digest(),
-        sampling={"preset": preset.name, "frames": frames, "size": height},
+        sampling={"preset": options.preset, "frames": frames, "size": height},
         made={**made, **_made_with(), "config": towers.config.to_json(), "folded_stem": options.fold_stem},
     )
     return Bundle.open(writer.destination)
