@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from milnce.cli import doctor, embed, export, info, search
+from milnce.cli import eval as evaluation
 
 app = typer.Typer(
     name="milnce",
@@ -20,6 +21,7 @@ app.command("export")(export.export)
 app.command("info")(info.info)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
+app.command("eval")(evaluation.evaluate)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,184 @@
+"""Where the embeddings of a clip come from: stored features or a video file, found by the clip's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milnce.errors import InputError, RangeError
+from milnce.features import SUFFIXES, read_features
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from milnce.captions import Clip
+    from milnce.features import FeaturesMetadata
+    from milnce.video import Preset
+
+# Windows and captions state times to microseconds; sums of floats are off by less.
+_TOLERANCE_S = 1e-6
+
+
+class NameIndex:
+    """Finds files by the end of their path, with or without suffix.
+
+    "x", "x.mp4", "226/x" and "validation/226/x.mp4" all name the file "data/validation/226/x.mp4", unless two files
+    have that end. A match with suffix goes before one without.
+
+    Args:
+        names: The paths, as text.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_last: dict[str, dict[str, PurePosixPath]] = {}
+        self._count = 0
+        for name in names:
+            path = PurePosixPath(name)
+            self._count += 1
+            for last in (path.name, path.stem):
+                self._by_last.setdefault(last, {})[name] = path
+
+    def find(self, name: str) -> str | None:
+        """Return the path that `name` stands for, or None if there is none.
+
+        Raises:
+            InputError: if there are several.
+        """
+        wanted = PurePosixPath(name)
+        parents = wanted.parts[:-1]
+        found = [
+            (given, path)
+            for given, path in self._by_last.get(wanted.name, {}).items()
+            if not parents or path.parts[:-1][-len(parents) :] == parents
+        ]
+        exact = [given for given, path in found if path.name == wanted.name]
+        best = exact or [given for given, _ in found]
+        if len(best) > 1:
+            shown = ", ".join(sorted(best)[:4]) + (", ..." if len(best) > 4 else "")  # noqa: PLR2004  # enough to see
+            raise InputError(f"{name} is {len(best)} files: {shown}; name it with its folder or suffix in the captions")
+        return best[0] if best else None
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return self._count
+
+
+@dataclass(slots=True)
+class StoredFeatures:
+    """The windows of features files, all made with one model and one preset.
+
+    Attributes:
+        metadata: What made each file, by its path.
+        names: Finds a video among the windows.
+    """
+
+    metadata: dict[Path, FeaturesMetadata] = field(default_factory=dict)
+    names: NameIndex = field(default_factory=lambda: NameIndex(()))
+    _windows: dict[str, _Windows] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], *, model_digest: str, preset: Preset) -> StoredFeatures:
+        """Read features files, and the features files right inside folders.
+
+        Args:
+            paths: .npz and .parquet files of `milnce embed`, and folders with such files.
+            model_digest: Digest of the model that the sentences are embedded with.
+            preset: How videos are to be sampled.
+
+        Raises:
+            InputError: if a file cannot be read, is of another model or preset, or two of them hold the same video; or
+                a folder has none.
+            MissingDependencyError: if one is Parquet and pyarrow is not installed.
+        """
+        stored = cls()
+        for path in _features_files(paths):
+            features = read_features(path)
+            _check_made_alike(path, features.metadata, model_digest, preset)
+            stored.metadata[path] = features.metadata
+            names = np.array(features.path)
+            order = np.argsort(names, kind="stable")  # one video's windows may lie apart, and stay in order
+            unique, first = np.unique(names[order], return_index=True)
+            for name, rows in zip(unique.tolist(), np.split(order, first[1:]), strict=True):
+                if name in stored._windows:
+                    raise InputError(
+                        f"{path}: holds the windows of {name}, as does another features file; leave out one"
+                    )
+                spans_s = features.start_s[rows], features.end_s[rows]
+                stored._windows[name] = _Windows(*spans_s, features.embedding[rows])
+        stored.names = NameIndex(stored._windows)
+        return stored
+
+    def embed(self, name: str, clip: Clip) -> NDArray[np.float32]:
+        """Return the embedding of a clip of the stored video `name`: the mean of its windows inside the clip.
+
+        Returns:
+            float32 (width,).
+
+        Raises:
+            RangeError: if no window lies inside the clip.
+        """
+        windows = self._windows[name]
+        start_s = 0.0 if clip.start_s is None else clip.start_s
+        end_s = np.inf if clip.end_s is None else clip.end_s
+        inside = (windows.start_s >= start_s - _TOLERANCE_S) & (windows.end_s <= end_s + _TOLERANCE_S)
+        if not inside.any():
+            raise RangeError(
+                f"{name}: none of its {len(inside)} stored windows lies from {start_s:g} s to {end_s:g} s; embed its "
+                "clips from the videos, or store windows that are shorter or closer together"
+            )
+        return mean_of_windows(windows.embedding[inside])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Windows:
+    """The windows of one stored video: float64 (windows,), float64 (windows,), float32 (windows, width)."""
+
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    embedding: NDArray[np.float32]
+
+
+def mean_of_windows(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the plain mean of a clip's windows, float32 (width,): not normalised, as the reference's evaluation does.
+
+    Args:
+        embedding: float32 (windows, width).
+    """
+    return np.asarray(embedding.mean(axis=0, dtype=np.float32))
+
+
+def _features_files(paths: Sequence[Path]) -> list[Path]:
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            found[path] = None
+            continue
+        inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+        if not inside:
+            raise InputError(f"{path}: no features file in this folder; looked for {' and '.join(SUFFIXES)}")
+        found.update(dict.fromkeys(inside))
+    return list(found)
+
+
+def _check_made_alike(path: Path, made: FeaturesMetadata, model_digest: str, preset: Preset) -> None:
+    if made.model_digest != model_digest:
+        raise InputError(
+            f"{path}: made with the model {made.model_digest[:12]}..., but the bundle is {model_digest[:12]}...; their "
+            "embeddings cannot be compared. Embed the videos again with this bundle"
+        )
+    if made.preset_digest != preset.digest:
+        raise InputError(
+            f"{path}: sampled with preset {_describe(made.preset)}, but {_describe(preset.to_json())} is asked for. "
+            "Give --preset and --stride-frames as they were for `milnce embed`, or embed the videos again"
+        )
+
+
+def _describe(preset: Mapping[str, object]) -> str:
+    fields = ("fps", "frames", "windows", "stride_frames", "size")
+    given = [f"{name} {preset[name]}" for name in fields if preset.get(name) is not None]
+    return f"{preset.get('name')} ({', '.join(given)})"
