@@ -179,7 +179,7 @@ class _Updating:
             if path not in present and (path.startswith(inside) or sha256 in self._placed) and not os.path.lexists(path)
         ]
         self.update.removed = sum(path.startswith(inside) for path in vanished)
-        if vanished or self._outdated:
+        if vanished or self._outdated or self.update.changed:
             self._index.drop([*vanished, *self._outdated])
 
     def _place(self, seen: _Seen, *, same: bool = False) -> None:

@@ -187,13 +187,14 @@ class IndexFile:
                 f"{self.path}: embeddings that were there are gone: another process has changed the index; search again"
             )
         number, total = content
+        if not isinstance(total, int):  # a damaged row may hold values of any kind
+            raise self._damaged("a number of windows is none")
         read = chunk = 0
         while read < total:
             with self._errors():
                 row = self._one(
                     "SELECT spans_s, embedding, crc32 FROM windows WHERE content = ? AND chunk = ?", number, chunk
                 )
-            # A damaged row may hold values of any kind.
             whole = row is not None and isinstance(row[0], bytes) and isinstance(row[1], bytes)
             if not whole or _checksum(sha256, total, chunk, row[0], row[1]) != row[2]:
                 raise self._damaged("the checksum of some embeddings does not fit")
@@ -285,7 +286,7 @@ class IndexFile:
         """Turn SQLite's errors into ours, which name the file and what to do."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: a damaged schema in the error's own text
             # Python 3.10 has the code of an error in its text alone.
             text = str(error)
             if "locked" in text or "busy" in text:
