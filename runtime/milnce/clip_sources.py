@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milnce.errors import InputError, RangeError
+from milnce.errors import InputError, RangeError, VideoError
 from milnce.features import SUFFIXES, read_features
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from milnce.captions import Clip
+    from milnce.errors import MilnceError
     from milnce.features import FeaturesMetadata
     from milnce.video import Preset
 
@@ -141,6 +143,63 @@ class _Windows:
     start_s: NDArray[np.float64]
     end_s: NDArray[np.float64]
     embedding: NDArray[np.float32]
+
+
+class FoundClips:
+    """Where each clip's video is: among the stored ones, a file, or nowhere. Every list has one entry a clip.
+
+    Attributes:
+        stored: Its name among the stored videos, or None.
+        file: The video file to decode, or None.
+        error: Why it is nowhere, or None.
+        path: The video file to show; one that only stored features name need not exist.
+
+    Args:
+        clips: The clips.
+        stored: Stored features, which go before files, or None.
+        videos: Video files.
+
+    Raises:
+        InputError: if two names of the clips stand for the same video.
+    """
+
+    def __init__(self, clips: Sequence[Clip], stored: StoredFeatures | None, videos: Sequence[Path]) -> None:
+        in_files = NameIndex(str(path) for path in videos)
+        self.stored: list[str | None] = []
+        self.file: list[Path | None] = []
+        self.error: list[MilnceError | None] = []
+        self.path: list[Path | None] = []
+        names: dict[str, str] = {}
+        for clip in clips:
+            name = path = error = None
+            try:
+                name = None if stored is None else stored.names.find(clip.video)
+                path = in_files.find(clip.video) if name is None else None
+                if name is None and path is None:
+                    error = VideoError(_missing(clip.video, stored, len(in_files)))
+            except InputError as ambiguous:
+                error = VideoError(str(ambiguous))
+            self.stored.append(name)
+            self.file.append(None if path is None else Path(path))
+            self.error.append(error)
+            where = name if name is not None else path
+            shown = where
+            if name is not None:
+                with suppress(InputError):  # only a picture is wanted of it
+                    shown = in_files.find(clip.video) or name
+            self.path.append(None if shown is None else Path(shown))
+            if where is not None and names.setdefault(where, clip.video) != clip.video:
+                raise InputError(
+                    f"the captions call {where} both {names[where]!r} and {clip.video!r}, so its clips would be "
+                    "candidates twice; write the same name in every row"
+                )
+
+
+def _missing(name: str, stored: StoredFeatures | None, files: int) -> str:
+    places = ([f"the {len(stored.names)} videos with stored features"] if stored is not None else []) + (
+        [f"the {files} video files"] if files or stored is None else []
+    )
+    return f"{name}: no such video among {' and '.join(places)}"
 
 
 def mean_of_windows(embedding: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 
-from milnce.clip_sources import NameIndex, mean_of_windows
-from milnce.errors import InputError, MilnceError, UnknownWordsWarning, VideoError
+from milnce.clip_sources import FoundClips, mean_of_windows
+from milnce.errors import InputError, MilnceError, RangeError, UnknownWordsWarning
 from milnce.metrics import collaborative_experts, mil_nce, rank_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -123,8 +122,25 @@ class Evaluation:
         }
 
 
+def check_metric(metric: str, captions: Captions) -> Metric:
+    """Return `metric` if there is such a one and these captions can be measured by it.
+
+    Raises:
+        InputError: if not.
+    """
+    if metric not in get_args(Metric):
+        raise InputError(f"no metric {metric!r}; there are {', '.join(get_args(Metric))}")
+    without = len(captions.clips) - len({caption.clip for caption in captions.captions if caption.query})
+    if metric != "ce" and without:
+        raise InputError(
+            f"MIL-NCE's metrics are of pairs, and {without} of {len(captions.clips)} clips have no query; leave "
+            "--queries out or take --metric ce"
+        )
+    return cast("Metric", metric)
+
+
 class Progress(Protocol):
-    """Told how far decoding is."""
+    """Told how far the work is."""
 
     def on_window(self, path: Path, window: WindowSpan) -> None:
         """Take note of a window that was decoded."""
@@ -155,14 +171,14 @@ def embed_clips(
         stored: Stored features of this model and preset, or None.
         videos: Video files to look in.
         batch_size: Clips a batch.
-        progress: Told of each window and each clip that was decoded.
+        progress: Told of each window that was decoded, and of each clip.
 
     Raises:
         InputError: if two names of the captions stand for the same video, or as `embed_files` does.
         MissingDependencyError: if a video must be decoded and PyAV is not installed.
         BackendError: if the model cannot run a batch.
     """
-    found = _Found(captions.clips, stored, videos)
+    found = FoundClips(captions.clips, stored, videos)
     rows: list[NDArray[np.float32] | None] = [None] * len(captions.clips)
     errors: list[MilnceError | None] = list(found.error)
     for number, clip in enumerate(captions.clips):
@@ -170,8 +186,10 @@ def embed_clips(
         if stored is not None and name is not None:
             try:
                 rows[number] = stored.embed(name, clip)
-            except MilnceError as error:
+            except RangeError as error:
                 errors[number] = error
+        if progress is not None and found.file[number] is None:
+            progress.on_file()
     to_decode = [(number, path) for number, path in enumerate(found.file) if path is not None]
     if to_decode:
         from milnce.pipeline import embed_spans  # noqa: PLC0415  # needs the video extra, which stored features do not
@@ -188,48 +206,6 @@ def embed_clips(
     width = next((len(row) for row in rows if row is not None), 0)
     embedding = np.stack([np.zeros(width, np.float32) if row is None else row for row in rows])
     return ClipEmbeddings(embedding, tuple(errors), tuple(found.path), tuple(name is not None for name in found.stored))
-
-
-class _Found:
-    """Where each clip's video is: among the stored ones, a file, or nowhere."""
-
-    def __init__(self, clips: Sequence[Clip], stored: StoredFeatures | None, videos: Sequence[Path]) -> None:
-        in_files = NameIndex(str(path) for path in videos)
-        self.stored: list[str | None] = []
-        self.file: list[Path | None] = []
-        self.error: list[MilnceError | None] = []
-        self.path: list[Path | None] = []
-        names: dict[str, str] = {}
-        for clip in clips:
-            name = path = error = None
-            try:
-                name = None if stored is None else stored.names.find(clip.video)
-                path = in_files.find(clip.video) if name is None else None
-                if name is None and path is None:
-                    error = VideoError(_missing(clip.video, stored, len(in_files)))
-            except InputError as ambiguous:
-                error = VideoError(str(ambiguous))
-            self.stored.append(name)
-            self.file.append(None if path is None else Path(path))
-            self.error.append(error)
-            where = name if name is not None else path
-            shown = where
-            if name is not None:
-                with suppress(InputError):  # only a picture is wanted of it
-                    shown = in_files.find(clip.video) or name
-            self.path.append(None if shown is None else Path(shown))
-            if where is not None and names.setdefault(where, clip.video) != clip.video:
-                raise InputError(
-                    f"the captions call {where} both {names[where]!r} and {clip.video!r}, so its clips would be "
-                    "candidates twice; write the same name in every row"
-                )
-
-
-def _missing(name: str, stored: StoredFeatures | None, files: int) -> str:
-    places = ([f"the {len(stored.names)} videos with stored features"] if stored is not None else []) + (
-        [f"the {files} video files"] if files or stored is None else []
-    )
-    return f"{name}: no such video among {' and '.join(places)}"
 
 
 def evaluate(
@@ -256,12 +232,8 @@ def evaluate(
     numbers = [number for number, error in enumerate(clips.error) if error is None]
     place = {number: index for index, number in enumerate(numbers)}
     asked = [n for n, caption in enumerate(captions.captions) if caption.query and caption.clip in place]
+    check_metric(metric, captions)
     costs = Counter(caption.clip for caption in captions.captions if caption.query)
-    if metric != "ce" and len(costs) < len(captions.clips):
-        raise InputError(
-            f"MIL-NCE's metrics are of pairs, and {len(captions.clips) - len(costs)} clips have no query; leave "
-            "--queries out or take --metric ce"
-        )
     failed = [
         FailedClip(captions.clips[number], error, costs[number])
         for number, error in enumerate(clips.error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from milnce.captions import Captions
     from milnce.clip_sources import StoredFeatures
-    from milnce.evaluation import ClipEmbeddings, Metric
+    from milnce.evaluation import ClipEmbeddings
     from milnce.model import Model
     from milnce.video import Preset
 
@@ -148,12 +148,15 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     """
     from milnce.captions import CaptionColumns, read_captions  # noqa: PLC0415  # commands import what they need
     from milnce.cli.eval_output import Run, document, print_evaluation, report_losses, write_html  # noqa: PLC0415
+    from milnce.evaluation import check_metric  # noqa: PLC0415
     from milnce.evaluation import evaluate as measure  # noqa: PLC0415
     from milnce.page import check_page_destination  # noqa: PLC0415
 
-    chosen = _metric(metric)
     if not videos and not features:
         raise InputError("no videos: give --videos FOLDER, --features FILE, or both")
+    for path in videos or []:
+        if not path.exists():
+            raise InputError(f"{path}: no such folder or video")
     if markdown and json_output:
         raise InputError("--json and --markdown are given, and there is one output; choose one")
     if html is not None:
@@ -162,6 +165,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
         video_column, caption_column, start_column, end_column, _pairs("--where", where), _pairs("--queries", queries)
     )
     asked = read_captions(captions, columns, skip_bad_rows=skip_bad_rows, keep_duplicates=keep_duplicates)
+    chosen = check_metric(metric, asked)
     if not asked.times:
         say("No column start or end: every clip is a whole video. Name such columns if there are.")
     with open_model(
@@ -182,14 +186,6 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
         print_json(document(run, published=published, html=page, html_failure=failure))
     if result.failed or failure is not None:
         raise typer.Exit(EXIT_FAILED)
-
-
-def _metric(name: str) -> Metric:
-    from milnce.evaluation import Metric  # noqa: PLC0415
-
-    if name not in get_args(Metric):
-        raise InputError(f"no metric {name!r}; there are {', '.join(get_args(Metric))}")
-    return cast("Metric", name)
 
 
 def _pairs(option: str, given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
