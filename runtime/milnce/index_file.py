@@ -148,7 +148,7 @@ class IndexFile:
             self._database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
 
     def put_windows(self, sha256: str, spans_s: NDArray[np.float64], embedding: NDArray[np.float32]) -> None:
-        """Keep what a video's bytes gave, in the place of what they gave before.
+        """Keep what a video's bytes gave, unless it is there: another process may be reading that.
 
         Args:
             sha256: Hex digest of the bytes.
@@ -164,7 +164,8 @@ class IndexFile:
         if not (np.isfinite(spans_s).all() and np.isfinite(embedding).all()):
             raise InputError("windows to be kept hold NaN or infinity; embed the video again")
         with self.transaction():
-            self._forget(sha256)
+            if self.holds(sha256):
+                return
             content = self._database.execute(
                 "INSERT INTO contents (sha256, windows) VALUES (?, ?)", (sha256, len(embedding))
             ).lastrowid
@@ -183,9 +184,7 @@ class IndexFile:
         with self._errors():
             content = self._one("SELECT id, windows FROM contents WHERE sha256 = ?", sha256)
         if content is None:
-            raise SearchIndexError(
-                f"{self.path}: embeddings that were there are gone: another process has changed the index; search again"
-            )
+            raise self._gone()
         number, total = content
         if not isinstance(total, int):  # a damaged row may hold values of any kind
             raise self._damaged("a number of windows is none")
@@ -197,6 +196,8 @@ class IndexFile:
                 )
             whole = row is not None and isinstance(row[0], bytes) and isinstance(row[1], bytes)
             if not whole or _checksum(sha256, total, chunk, row[0], row[1]) != row[2]:
+                if self._one("SELECT id FROM contents WHERE sha256 = ?", sha256) != (number,):
+                    raise self._gone()
                 raise self._damaged("the checksum of some embeddings does not fit")
             spans_s = np.frombuffer(row[0], _SPANS).reshape(-1, 2)
             embedding = np.frombuffer(row[1], _EMBEDDING)
@@ -301,6 +302,10 @@ class IndexFile:
             raise SearchIndexError(
                 f"{self.path}: damaged, or no search index ({text}). Name another file; or, if this is one, {_ANEW}"
             ) from error
+
+    def _gone(self) -> SearchIndexError:
+        what = "embeddings that were there are gone: another process has changed the index"
+        return SearchIndexError(f"{self.path}: {what}; search again")
 
     def _damaged(self, what: str) -> SearchIndexError:
         return SearchIndexError(f"{self.path}: damaged, {what}; {_ANEW}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.commands import command, environment
+from helpers.processes import heed_interrupts, wait_for
 from helpers.videos import loop_video, real_video, real_videos
 from milnce.features import read_features
 
@@ -68,19 +69,6 @@ def test_errors_are_one_message_without_a_traceback_unless_asked_for(tmp_path: P
         assert shown.code == 1
         assert "Traceback" in shown.stderr
         assert "BundleNotFoundError" in shown.stderr
-
-
-def heed_interrupts() -> None:
-    """Undo what a background job of a shell inherits: SIGINT ignored, in which case Python does not heed it either."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it never came so far"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

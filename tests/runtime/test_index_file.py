@@ -75,9 +75,26 @@ def test_long_videos_are_read_a_part_at_a_time(count: int, tmp_path: Path) -> No
         assert max(len(rows) for _, rows in parts) <= CHUNK_WINDOWS
         np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), rows_of(sha256, count))
         np.testing.assert_array_equal(np.concatenate([spans_s for spans_s, _ in parts]), spans_of(count))
-        # In the place of the old: no part of a longer one stays behind.
-        index.put_windows(sha256, spans_of(2), rows_of(sha256, 2))
-        assert sum(len(rows) for _, rows in index.windows(sha256)) == 2
+
+
+def test_what_is_there_is_not_replaced_under_a_reader(path: Path) -> None:
+    sha256, count = next(iter(CONTENTS.items()))
+    with IndexFile(path, MAKERS) as index, IndexFile(path, MAKERS) as other:
+        reading = index.windows(sha256)
+        other.put_windows(sha256, spans_of(1), rows_of(sha256, 1))
+        np.testing.assert_array_equal(next(reading)[1], rows_of(sha256, count))
+
+
+def test_a_reader_whose_rows_go_away_says_so(tmp_path: Path) -> None:
+    count = 2 * CHUNK_WINDOWS
+    with IndexFile(tmp_path / "i", MAKERS) as index, IndexFile(tmp_path / "i", MAKERS) as other:
+        index.put_windows("1" * 64, spans_of(count), rows_of("1", count))
+        reading = index.windows("1" * 64)
+        next(reading)
+        other.drop([])
+        other.put_windows("2" * 64, spans_of(count), rows_of("2", count))  # takes the number that has become free
+        with pytest.raises(SearchIndexError, match="are gone: another process has changed the index; search again"):
+            next(reading)
 
 
 def test_embeddings_that_are_not_there_are_an_error(path: Path) -> None:
