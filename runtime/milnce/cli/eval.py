@@ -151,6 +151,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     from milnce.evaluation import check_metric  # noqa: PLC0415
     from milnce.evaluation import evaluate as measure  # noqa: PLC0415
     from milnce.page import check_page_destination  # noqa: PLC0415
+    from milnce.sheet import require_pillow  # noqa: PLC0415
 
     if not videos and not features:
         raise InputError("no videos: give --videos FOLDER, --features FILE, or both")
@@ -160,6 +161,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     if markdown and json_output:
         raise InputError("--json and --markdown are given, and there is one output; choose one")
     if html is not None:
+        require_pillow()
         check_page_destination(html, overwrite=overwrite)
     columns = CaptionColumns(
         video_column, caption_column, start_column, end_column, _pairs("--where", where), _pairs("--queries", queries)

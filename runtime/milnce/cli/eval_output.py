@@ -158,7 +158,7 @@ def write_html(run: Run, destination: Path, most: tuple[int, int], *, overwrite:
     try:
         queries, pictures, missing = page_content(run.result, video_loop, queries=most[0], top=most[1])
         for error in missing[:1]:
-            say(printable(f"No picture of {len(missing)} clips on the page; the first: {error}"))
+            say(printable(f"No picture of {_many(len(missing), 'clip')} on the page; the first: {error}"))
         table = (_COLUMNS, _own_rows(run.result))
         lines = [*facts(run), ("queries on this page", f"{len(queries)} of {len(run.result.asked)}, evenly chosen")]
         title = f"Retrieval with {run.model['name']}"
