@@ -70,7 +70,9 @@ def default_index_path(makers: IndexMakers) -> Path:
         folder = cache / "milnce"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise OutputError(f"no folder for the search index ({error}); name a file for it, or keep none") from error
+        raise OutputError(
+            f"no folder for the search index ({error}); name a file for it (--index), or keep none (--no-index)"
+        ) from error
     fields = (makers.model_digest, makers.preset_digest, makers.precision, str(makers.width))
     return folder / f"index-{hashlib.sha256(' '.join(fields).encode()).hexdigest()[:16]}.sqlite"
 

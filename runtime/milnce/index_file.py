@@ -104,7 +104,7 @@ class IndexFile:
         self.path = path
         self.width = makers.width
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is no file; name one for the search index")
+            raise OutputError(f"{path}: is no file; name a file for the search index")
         if not path.parent.is_dir():
             raise OutputError(f"{path.parent}: no such folder; make it first")
         with self._errors():
@@ -262,7 +262,7 @@ class IndexFile:
             sampling = f" (its preset: {found['preset']})" if found["preset_digest"] != makers.preset_digest else ""
             raise SearchIndexError(
                 f"{self.path}: made with {'; '.join(other)}{sampling}. Embeddings of different makers are not mixed: "
-                "name another file for this search, or delete this one"
+                "name another file (--index) for this search, or delete this one"
             )
 
     def _create(self, makers: IndexMakers) -> None:
@@ -297,7 +297,7 @@ class IndexFile:
                 ) from error
             if any(word in text for word in ("readonly", "full", "unable to open", "I/O")):
                 raise OutputError(
-                    f"{self.path}: cannot be read or written ({text}); name another file, or keep no index"
+                    f"{self.path}: cannot be read or written ({text}); name another file (--index), or keep none (--no-index)"
                 ) from error
             raise SearchIndexError(
                 f"{self.path}: damaged, or no search index ({text}). Name another file; or, if this is one, {_ANEW}"

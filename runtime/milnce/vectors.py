@@ -35,7 +35,8 @@ def read_vector(path: Path, width: int) -> NDArray[np.float32]:
         # Mapped: the header of a file says whether its content is worth reading.
         stored: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise InputError(f"{path}: not a .npy file of numbers ({error}); {expected}") from error
+        # NumPy's own text is left out: of some files it proposes to unpickle them.
+        raise InputError(f"{path}: not a .npy file of numbers; {expected}") from error
     if not isinstance(stored, np.ndarray):
         stored.close()
         raise InputError(f"{path}: an .npz archive, not a .npy file; {expected}")

@@ -142,7 +142,7 @@ def test_an_index_of_another_model_or_sampling_is_refused(tiny: Tiny, folder: Pa
     ran = run(*asked, "--bundle", tmp_path / "other")
     assert (ran.code, ran.stdout) == (1, "")
     assert f"model digest {tiny.weights.digest[:12]}..., not {other.digest[:12]}..." in ran.stderr
-    assert "name another file for this search, or delete this one" in ran.stderr
+    assert "name another file (--index) for this search, or delete this one" in ran.stderr
     ran = run(*asked, "--bundle", tiny.path, "--preset", "milnce-eval")
     assert (ran.code, "made with preset digest" in ran.stderr) == (1, True)
     ran = run(*asked, "--bundle", tiny.path, "--precision", "fp16", "--json")

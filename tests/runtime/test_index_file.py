@@ -120,7 +120,7 @@ def test_embeddings_that_are_not_there_are_an_error(path: Path) -> None:
 def test_embeddings_of_other_makers_are_refused(change: Any, message: str, path: Path) -> None:  # noqa: ANN401
     with pytest.raises(SearchIndexError, match=message) as refused:
         IndexFile(path, replace(MAKERS, **change))
-    assert "name another file for this search, or delete this one" in str(refused.value)
+    assert "name another file (--index) for this search, or delete this one" in str(refused.value)
     assert list(read_all(path)) == list(CONTENTS)
 
 
@@ -230,7 +230,7 @@ def test_an_empty_file_becomes_an_index(tmp_path: Path) -> None:
 
 
 def test_places_where_no_index_can_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is no file; name one for the search index"):
+    with pytest.raises(OutputError, match="is no file; name a file for the search index"):
         IndexFile(tmp_path, MAKERS)
     with pytest.raises(OutputError, match="none: no such folder; make it first"):
         IndexFile(tmp_path / "none" / "i.sqlite", MAKERS)

@@ -36,7 +36,7 @@ from milnce.errors import InputError
 PathsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="[SENTENCE] PATHS...",
+        metavar="[SENTENCE] PATHS",
         help="What to look for, such as 'cutting a tomato', unless --query, --clip or --vector says it; then videos, "
         "folders of videos, or features files of `milnce embed`.",
         show_default=False,
@@ -104,13 +104,14 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     """Rank the moments of videos by a sentence, a clip or a vector, best first.
 
     The score is the model's own: the dot product of the query's and a window's embeddings, without a fixed range.
-    Neighbouring windows that score nearly as well as the best of them are shown as one moment, with the best one's
-    score. A clip that is itself among the videos finds itself.
+    Neighbouring windows that score nearly as well as the best of them are shown as one moment, with the best's score.
+    A clip that is itself among the videos is found, mostly first: dot products favour long vectors.
 
-    Videos are embedded once and kept in an index: later searches embed only what is new or changed. Features files
-    spare the decoding too; they must come from the same weights as the bundle. Of them --start-s and --end-s keep the
-    windows that lie between, and sampling options do nothing, as they were sampled when they were made. Videos searched
-    with --start-s or --end-s are embedded anew, as the index keeps whole videos.
+    Videos are embedded once and kept in an index: later searches embed only what is new or changed.
+    With --start-s or --end-s they are embedded anew, as the index keeps whole videos.
+
+    Features files spare the decoding too. They must come from the same weights as the bundle.
+    Of them --start-s and --end-s keep the windows that lie between; sampling options do nothing.
     """
     from milnce.cli.search_output import Answer, answers_json, draw_answers, print_answers  # noqa: PLC0415
     from milnce.cli.search_query import make_queries, read_arguments  # noqa: PLC0415
