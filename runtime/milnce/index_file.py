@@ -297,7 +297,8 @@ class IndexFile:
                 ) from error
             if any(word in text for word in ("readonly", "full", "unable to open", "I/O")):
                 raise OutputError(
-                    f"{self.path}: cannot be read or written ({text}); name another file (--index), or keep none (--no-index)"
+                    f"{self.path}: cannot be read or written ({text}); name another file (--index), or keep none "
+                    "(--no-index)"
                 ) from error
             raise SearchIndexError(
                 f"{self.path}: damaged, or no search index ({text}). Name another file; or, if this is one, {_ANEW}"

@@ -359,7 +359,5 @@ def test_the_usual_place_is_the_cache_folder(tmp_path: Path, monkeypatch: pytest
 def test_a_cache_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(
-        OutputError, match=r"no folder for the search index .*; name a file for it \(--index\), or keep none"
-    ):
+    with pytest.raises(OutputError, match=r"no folder for the search index .*; name a file for it \(--index\), or"):
         default_index_path(MAKERS)
