@@ -195,6 +195,31 @@ def test_the_same_bytes_are_embedded_once_and_found_in_each_file(
     check_found(index, found)
 
 
+def test_many_files_are_done_some_at_a_time(index: IndexFile, tmp_path: Path, embedder: Embedder) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(50):
+        # Every tenth has the same bytes; some of those are hashed when the first one is done already.
+        (folder / f"{number:02}.mp4").write_bytes(b"video %d 2" % (number % 10))
+    groups: list[int] = []
+
+    def embed(paths: list[Path]) -> Iterator[FileEmbeddings]:
+        groups.append(len(paths))
+        return embedder(paths)
+
+    found = update_index(index, sorted(folder.iterdir()), [folder], embed)
+    assert counts(found) == (50, 0, 0, 0, 10)
+    assert groups == [10]
+    assert len(found.current) == 50
+    check_found(index, found)
+    for path in folder.iterdir():
+        path.write_bytes(b"now %s 3" % path.name.encode())
+    groups.clear()
+    found = update_index(index, sorted(folder.iterdir()), [folder], embed)
+    assert (counts(found), groups) == ((0, 50, 0, 0, 50), [16, 16, 16, 2])
+    check_found(index, found)
+
+
 def test_vanished_files_are_forgotten_in_the_folders_searched_and_nowhere_else(
     index: IndexFile, folder: Path, embedder: Embedder
 ) -> None:

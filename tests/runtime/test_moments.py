@@ -148,7 +148,7 @@ def twin(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    rows=st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 3), st.integers(0, 12), st.integers(1, 4)), max_size=40),
+    rows=st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 3), st.integers(0, 12), st.integers(0, 4)), max_size=40),
     top=st.integers(1, 12),
     merge=st.booleans(),
     per_file=st.booleans(),
