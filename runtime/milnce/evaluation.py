@@ -262,6 +262,6 @@ def _encode(model: Model, sentences: Sequence[str], max_words: int | None) -> tu
     """Embed sentences; also return the numbers of those without any known word."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownWordsWarning)  # they are counted and listed
-        tokens = model.tokenizer(sentences, max_words=max_words)
+        tokens = model.tokenizer(sentences)
         text = model.encode_text(sentences, max_words=max_words)
     return text, np.flatnonzero(~tokens.any(axis=1)).tolist()

@@ -54,7 +54,7 @@ def video_loop(path: Path, start_s: float | None, end_s: float | None, *, height
         VideoError: if the file cannot be decoded, or is refused.
         MissingDependencyError: if PyAV or Pillow is not installed.
     """
-    _require_pillow()
+    require_pillow()
     _check(start_s, end_s, height, frames)
     first_s, last_s = _span(path, start_s, end_s)
     part_s = (last_s - first_s) / frames
@@ -62,7 +62,12 @@ def video_loop(path: Path, start_s: float | None, end_s: float | None, *, height
     return _webp(_pictures(path, times_s, height), min(max(round(part_s * 1000), _SHORTEST_MS), _LONGEST_MS))
 
 
-def _require_pillow() -> None:
+def require_pillow() -> None:
+    """Make sure that Pillow is there.
+
+    Raises:
+        MissingDependencyError: if it is not.
+    """
     try:
         import PIL  # noqa: F401, PLC0415  # optional
     except ImportError as error:

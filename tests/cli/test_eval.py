@@ -13,6 +13,7 @@ import pytest
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce import page
 from milnce.errors import OutputError
+from milnce.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ def test_the_table_has_both_directions(asked: list[object], videos: Path, run: R
     assert document["model"]["name"] == "tiny"
     assert (document["published"], document["html"], document["features"]) == (None, None, [])
     assert "No column start or end: every clip is a whole video." in result.stderr
+    assert ("YouCook2" in result.stdout, "source:" in result.stdout) == (False, False)
 
 
 def test_both_metrics_can_be_printed(asked: list[object], videos: Path, run: Run) -> None:
@@ -140,6 +142,33 @@ def test_features_of_another_model_or_preset_are_refused(
     result = run(*asked, "--features", features)
     assert (result.code, "f.npz: sampled with preset milnce-native, customised" in result.stderr) == (2, True)
     assert run(*asked, "--features", features, "--stride-frames", 2).code == 0
+
+
+def test_stored_features_need_no_video_tower(
+    captions: Path, tiny: Tiny, videos: Path, tmp_path: Path, run: Run
+) -> None:
+    assert run("embed", "--bundle", tiny.path, "--out", tmp_path / "f.npz", videos).code == 0
+    write_tiny_bundle(tmp_path / "text", modules=["text"])
+    asked = ["eval", "--captions", captions, "--features", tmp_path / "f.npz", "--json"]
+    result = run(*asked, "--bundle", tmp_path / "text")
+    assert result.code == 0
+    assert json.loads(result.stdout)["metrics"] == json.loads(run(*asked, "--bundle", tiny.path).stdout)["metrics"]
+
+
+def test_the_number_of_words_is_an_option(
+    asked: list[object], videos: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int | None] = []
+    encode = Model.encode_text
+
+    def spy(model: Model, sentences: Any, *, max_words: int | None = None) -> Any:  # noqa: ANN401  # as the model's
+        given.append(max_words)
+        return encode(model, sentences, max_words=max_words)
+
+    monkeypatch.setattr(Model, "encode_text", spy)
+    assert run(*asked, "--videos", videos).code == 0
+    assert run(*asked, "--videos", videos, "--max-words", 30).code == 0
+    assert given == [None, 30]
 
 
 def test_failed_videos_are_listed_with_their_cost(
@@ -340,7 +369,7 @@ def test_a_page_wants_pillow_and_says_so_first(
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = run(*asked, "--videos", videos, "--html", tmp_path / "page.html")
     assert (result.code, result.stdout) == (1, "")
-    assert 'pip install "milnce[video]"' in result.stderr
+    assert 'looping pictures need Pillow; run: pip install "milnce[video]"' in result.stderr
 
 
 def test_text_of_captions_and_names_does_not_reach_the_terminal_raw(

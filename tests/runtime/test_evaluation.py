@@ -18,7 +18,7 @@ from milnce.captions import Caption, Captions, Clip
 from milnce.clip_sources import NameIndex, StoredFeatures, mean_of_windows
 from milnce.errors import InputError, RangeError, VideoError
 from milnce.evaluation import ClipEmbeddings, Evaluation, embed_clips, evaluate
-from milnce.features import FeaturesMetadata, FeatureWriter
+from milnce.features import Features, FeaturesMetadata, FeatureWriter, read_features
 from milnce.metrics import collaborative_experts, mil_nce, rank_similarity
 from milnce.pipeline import WindowSpan, embed_spans
 from milnce.published import PUBLISHED
@@ -190,6 +190,14 @@ def test_captions_without_a_known_word_are_counted_and_asked(model: Model, folde
     assert result.to_json()["unknown_only"] == [{"row": 1, "caption": "zucchini"}, {"row": 3, "caption": "!?"}]
 
 
+def test_only_queries_are_counted_as_lost_and_numbers_stay_those_of_the_file(model: Model, folder: Path) -> None:
+    rows = [(whole("gone"), "run"), (whole("gone"), "cut"), (whole("a"), "zucchini"), (whole("b"), "run")]
+    captions = captions_of(*rows, queries={2, 3})
+    result = evaluate(model, captions, embed_clips(model, captions, preset=PRESET, videos=videos_of(folder)))
+    assert [item.queries for item in result.failed] == [1]
+    assert (result.asked, result.unknown) == ((2,), (2,))
+
+
 def test_max_words_reaches_the_tokenizer(model: Model, folder: Path) -> None:
     captions = captions_of((whole("a"), "run cut pour"), (whole("b"), "cut"))
     clips = embed_clips(model, captions, preset=PRESET, videos=videos_of(folder))
@@ -272,6 +280,36 @@ def test_a_clip_takes_the_stored_windows_inside_it(model: Model, folder: Path, t
     clips = embed_clips(model, captions, preset=sliding, stored=stored)
     assert "a.mp4: none of its 19 stored windows lies from 0.5 s to 0.8 s; embed its clips" in str(clips.error[0])
     assert evaluate(model, captions, clips).queries_lost == 1
+
+
+def handmade(path: Path, windows: list[tuple[str, float, float]], embedding: Any) -> Features:  # noqa: ANN401  # an array
+    """Write and read features whose windows are said, not sampled."""
+    metadata = FeaturesMetadata("digest", PRESET.name, PRESET.digest, PRESET.to_json(), "none", "fp32", "0")
+    with FeatureWriter(path, metadata) as writer:
+        for (name, start_s, end_s), row in zip(windows, embedding, strict=True):
+            writer.append(name, [WindowSpan(0, start_s, end_s)], row[None], row[None])
+        writer.commit()
+    return read_features(path)
+
+
+def test_times_are_compared_to_the_microsecond(tmp_path: Path) -> None:
+    starts = [0.3 - 1e-9, 0.3 - 2e-6, 0.3, 0.3]
+    ends = [0.7 + 1e-9, 0.7, 0.7 + 2e-6, 0.7]
+    windows = [("a", start_s, end_s) for start_s, end_s in zip(starts, ends, strict=True)]
+    handmade(tmp_path / "f.npz", windows, np.diag(np.array([1, 10, 100, 1000], np.float32)))
+    stored = StoredFeatures.read([tmp_path / "f.npz"], model_digest="digest", preset=PRESET)
+    assert stored.embed("a", Clip("a", 0.3, 0.7)).tolist() == [0.5, 0, 0, 500]
+
+
+def test_windows_that_lie_apart_in_a_file_are_averaged_in_their_order(tmp_path: Path) -> None:
+    embedding = np.random.default_rng(0).standard_normal((300, 9), np.float32)
+    windows = [(f"{number % 3}.mp4", 0.0, 1.0) for number in range(300)]
+    features = handmade(tmp_path / "f.npz", windows, embedding)
+    stored = StoredFeatures.read([tmp_path / "f.npz"], model_digest="digest", preset=PRESET)
+    assert len(features.path) == 300
+    for number in range(3):
+        found = stored.embed(f"{number}.mp4", whole("any"))
+        np.testing.assert_array_equal(found, mean_of_windows(embedding[number::3]))
 
 
 def test_the_mean_of_windows_is_plain_and_fp32() -> None:

@@ -151,7 +151,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     from milnce.evaluation import check_metric  # noqa: PLC0415
     from milnce.evaluation import evaluate as measure  # noqa: PLC0415
     from milnce.page import check_page_destination  # noqa: PLC0415
-    from milnce.sheet import require_pillow  # noqa: PLC0415
+    from milnce.page_pictures import require_pillow  # noqa: PLC0415
 
     if not videos and not features:
         raise InputError("no videos: give --videos FOLDER, --features FILE, or both")

@@ -128,7 +128,7 @@ def _cells(row: RetrievalMetrics | PublishedRow) -> list[str]:
 def _markdown(table: Sequence[Sequence[str]]) -> str:
     rule = ["---"] * 3 + ["---:"] * (len(_COLUMNS) - 3)
     lines = [_COLUMNS, rule, *table]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def document(run: Run, *, published: bool, html: Path | None, html_failure: MilnceError | None) -> dict[str, Any]:
