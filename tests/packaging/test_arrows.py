@@ -32,6 +32,12 @@ FORBIDDEN = {
     "milnce.index": ("backends", "video", "model", "pipeline", "features", "sheet", "cli", "bundle"),
     "milnce.index_file": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     "milnce.vectors": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    "milnce.ranks": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    "milnce.metrics": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    "milnce.captions": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    "milnce.clip_sources": ("backends", "model", "pipeline", "search", "sheet", "cli", "bundle", "evaluation"),
+    "milnce.evaluation": ("backends", "search", "sheet", "cli", "bundle", "page"),
+    "milnce.evaluation_page": ("backends", "video", "model", "pipeline", "sheet", "cli", "bundle", "page_pictures"),
     "milnce.features": ("backends", "video", "model", "search", "sheet", "cli", "bundle"),
     "milnce.sheet": ("backends", "video", "model", "pipeline", "search", "features", "cli", "bundle"),
 }
