@@ -150,7 +150,7 @@ class ScoredWindows:
             return [], 0.0
         files = np.frombuffer(self._files, np.int64)
         spans_s = np.frombuffer(self._spans_s, np.float64).reshape(-1, 2)
-        scores = np.frombuffer(self._scores, np.float32).reshape(-1, self._queries)[:, query].copy()
+        scores = np.frombuffer(self._scores, np.float32).reshape(-1, self._queries)[:, query]
         stretches = find_stretches(scores, files, spans_s, top, merge=merge, per_file=per_file)
         moments = [
             Moment(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from milnce.errors import InputError, MissingDependencyError, OutputError
-from milnce.sheet import Tile, contact_sheet, save_sheet
+from milnce.sheet import Tile, contact_sheet, save_sheet, stack_sheets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +78,21 @@ def test_captions_differ_with_rank_score_name_and_time() -> None:
     ]
     drawn = [contact_sheet([tile], "q").tobytes() for tile in (base, *others)]
     assert len(set(drawn)) == len(drawn)
+
+
+def test_sheets_are_stacked_whole_in_order_on_one_paper() -> None:
+    sheets = [contact_sheet([tile(rank) for rank in range(1, count + 1)], f"query {count}") for count in (2, 5, 1)]
+    stacked = stack_sheets(sheets)
+    assert stacked.size == (sheets[1].width, sum(sheet.height for sheet in sheets))
+    top = 0
+    for sheet in sheets:
+        assert stacked.crop((0, top, sheet.width, top + sheet.height)).tobytes() == sheet.tobytes()
+        rest = stacked.crop((sheet.width, top, stacked.width, top + sheet.height))
+        assert set(rest.tobytes()) <= {255}
+        top += sheet.height
+    assert stack_sheets(sheets[:1]) is sheets[0]
+    with pytest.raises(InputError, match="no sheets given; at least one is needed"):
+        stack_sheets([])
 
 
 def test_a_missing_frame_is_an_empty_picture() -> None:

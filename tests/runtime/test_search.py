@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from helpers.commands import environment
 from milnce import search
 from milnce.errors import InputError
-from milnce.search import Moment, ScoredWindows, score
+from milnce.search import Moment, ScoredWindows, distinct, score
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def drawn(rows: int, width: int = 16, seed: int = 0) -> tuple[Any, Any]:
@@ -163,37 +166,55 @@ def test_refuses_uneven_columns_windows_of_no_video_and_no_results() -> None:
         windows.find(0)
 
 
+def test_distinct_keeps_the_first_of_the_same_times_in_their_order() -> None:
+    spans_s = np.array([[5, 6], [0, 1], [5, 7], [0, 1], [5, 6], [0, 0.5]], np.float64)
+    assert distinct(spans_s).tolist() == [0, 1, 2, 5]
+    assert distinct(spans(4)).tolist() == [0, 1, 2, 3]
+
+
 _MEMORY = """
-import json, re
+import json, re, sys
 from pathlib import Path
 import numpy as np
+from milnce.index_file import IndexFile, IndexMakers
 from milnce.search import ScoredWindows, score
-def peak():
+
+def peak_mib():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
-queries = np.ones((3, 64), np.float32)
+
 rng = np.random.default_rng(0)
+queries = np.ones((3, 64), np.float32)
+starts_s = np.arange(2048.0)
+spans_s = np.stack([starts_s, starts_s + 3.2], axis=1)
 windows = ScoredWindows(3)
-def add(files):
-    for number in range(files):
-        rows = rng.standard_normal((2048, 64), np.float32)
-        windows.add_file(str(number))
-        starts = np.arange(2048.0)
-        windows.add(np.stack([starts, starts + 3.2], axis=1), score(queries, rows))
-add(1)
-windows.find(10)
-before = peak()
-add(150)
+with IndexFile(Path(sys.argv[1]), IndexMakers("a", "b", "sliding", "fp32", 64)) as index:
+    def add(numbers):
+        for number in numbers:
+            index.put_windows(f"{number:064x}", spans_s, rng.standard_normal((2048, 64), np.float32))
+        for number in numbers:
+            windows.add_file(str(number))
+            for part, embedding in index.windows(f"{number:064x}"):
+                windows.add(part, score(queries, embedding))
+    add(range(1))
+    windows.find(10)
+    before = peak_mib()
+    add(range(1, 151))
 for query in range(3):
     windows.find(10, query=query)
-print(json.dumps([len(windows), peak() - before]))
+print(json.dumps([len(windows), peak_mib() - before]))
 """
 
 
-def test_a_search_holds_scores_and_no_embeddings() -> None:
+def test_a_search_of_an_index_holds_scores_and_no_embeddings(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _MEMORY], env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", _MEMORY, str(tmp_path / "i.sqlite")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     count, grown_mib = json.loads(done.stdout)
     assert count == 151 * 2048
-    # 36 bytes a window kept (11 MiB) and some 60 while they are sorted; the embeddings alone would be 75 MiB.
+    assert (tmp_path / "i.sqlite").stat().st_size > 75 << 20
+    # 36 bytes a window kept (11 MiB) and some 60 while they are sorted; the embeddings alone are 75 MiB.
     assert 5 < grown_mib < 40
