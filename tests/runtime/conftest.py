@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import milnce
 from helpers.tiny_bundle import Tiny, write_tiny_bundle
+from helpers.videos import make_video
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from milnce.model import Model
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +29,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def copied(tiny: Tiny, tmp_path: Path) -> Path:
     """Return a copy of the tiny bundle that the test may damage."""
     return shutil.copytree(tiny.path, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with three videos of different length, one of them in a folder of its own."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "sub").mkdir()
+    make_video(folder / "a.mp4", frames=100)
+    make_video(folder / "b.mkv", frames=50, size=(64, 96))
+    make_video(folder / "sub" / "c.mp4", frames=75, size=(128, 72))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Tiny) -> Iterator[Model]:
+    """Return the tiny bundle in ONNX Runtime."""
+    with milnce.load(tiny.path, backend="onnxruntime") as opened:
+        yield opened
