@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,6 +153,18 @@ def test_a_touched_file_is_read_once_and_not_embedded(
     assert counts(update(index, folder, embedder)) == (0, 0, 3, 0, 0)
     assert read == ["a.mp4"]
     assert embedder.take() == []
+
+
+def test_a_file_whose_rows_are_lost_is_embedded_again(index: IndexFile, folder: Path, embedder: Embedder) -> None:
+    lost = update(index, folder, embedder).current[folder / "b.mp4"]
+    embedder.take()
+    database = sqlite3.connect(index.path)
+    database.execute("DELETE FROM contents WHERE sha256 = ?", (lost,))
+    database.commit()
+    database.close()
+    found = update(index, folder, embedder)
+    assert embedder.take() == ["b.mp4"]
+    check_found(index, found)
 
 
 def test_renamed_and_moved_files_are_not_embedded_again(index: IndexFile, folder: Path, embedder: Embedder) -> None:
