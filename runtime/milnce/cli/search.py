@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -120,8 +120,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
 
     asked = read_arguments(arguments, query or [], clip, (clip_start_s, clip_end_s), vector)
     _check_outputs(sheet, save_vector, len(asked.sentences), overwrite=overwrite)
-    span_s = (start_s, end_s)
-    sources = find_sources(asked.paths, span_s, IndexChoice(index, kept=not no_index))
+    sources = find_sources(asked.paths, (start_s, end_s), IndexChoice(index, kept=not no_index))
     sampled = bool(sources.videos) or clip is not None
     if not sampled and not (preset is None and stride_frames is None):
         raise InputError(
@@ -146,8 +145,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
         described = describe_model(model)
     if len(gathered.presets | {one.preset for one in queries if one.preset}) > 1:
         say("Warning: the windows come from different presets; their scores are not fully comparable.")
-    failed = gathered.failed
-    report_failures(failed, sources.total)
+    report_failures(gathered.failed, sources.total)
     answers = [
         Answer(one, *gathered.windows.find(top, query=number, merge=not no_merge, per_file=per_file))
         for number, one in enumerate(queries)
@@ -157,19 +155,20 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     if found and not json_output:
         print_answers(answers)
     # After the table, which must not be lost when drawing fails.
-    drawn = sheet is not None and found and draw_answers(answers, sheet, failed, overwrite=overwrite)
+    drawn = sheet is not None and found and draw_answers(answers, sheet, gathered.failed, overwrite=overwrite)
     if json_output:
-        document: dict[str, Any] = {
-            "queries": answers_json(answers),
-            "windows": len(gathered.windows),
-            "failed": failures_json(failed),
-            "sheet": str(sheet) if drawn else None,
-            "index": gathered.index,
-            "model": described,
-            "preset": None if sampling is None else describe_preset(sampling),
-        }
-        print_json(document)
-    if failed:
+        print_json(
+            {
+                "queries": answers_json(answers),
+                "windows": len(gathered.windows),
+                "failed": failures_json(gathered.failed),
+                "sheet": str(sheet) if drawn else None,
+                "index": gathered.index,
+                "model": described,
+                "preset": None if sampling is None else describe_preset(sampling),
+            }
+        )
+    if gathered.failed:
         raise typer.Exit(EXIT_FAILED)
 
 
