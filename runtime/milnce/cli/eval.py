@@ -141,7 +141,10 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
 
     The captions file has a row a caption: video, caption and, for a stretch of the video, start and end in seconds.
     Rows with the same video, start and end are captions of one clip. A video is named by the end of its path, with or
-    without suffix. A clip's embedding is the mean of its windows', the score is the dot product.
+    without suffix. A clip's embedding is the mean of its windows', the score is the dot product. Of stored features a
+    clip takes the windows that lie inside it.
+
+    With --queries, video to text is measured for the clips that have a query, among the queries.
 
     YouCook2's list loads with --video-column 'validation/{task}/{video_id}' --caption-column text, MSR-VTT's with
     --video-column video_id --caption-column sentence.
