@@ -172,7 +172,10 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     asked = read_captions(captions, columns, skip_bad_rows=skip_bad_rows, keep_duplicates=keep_duplicates)
     chosen = check_metric(metric, asked)
     if not asked.times:
-        say("No column start or end: every clip is a whole video. Name such columns if there are.")
+        say(
+            "No column start or end: every clip is a whole video. If the captions have times, name their columns with "
+            "--start-column and --end-column."
+        )
     with open_model(
         bundle, backend=backend, device=device, precision=precision, threads=threads, video=not features, text=True
     ) as model:
