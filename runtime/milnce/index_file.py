@@ -200,10 +200,8 @@ class IndexFile:
                     raise self._gone()
                 raise self._damaged("the checksum of some embeddings does not fit")
             spans_s = np.frombuffer(row[0], _SPANS).reshape(-1, 2)
-            embedding = np.frombuffer(row[1], _EMBEDDING)
-            if len(embedding) != len(spans_s) * self.width:
-                raise self._damaged("some embeddings have another width")
-            yield spans_s.astype(np.float64), embedding.reshape(-1, self.width).astype(np.float32, copy=False)
+            embedding = np.frombuffer(row[1], _EMBEDDING).reshape(-1, self.width)
+            yield spans_s.astype(np.float64), embedding.astype(np.float32, copy=False)
             read, chunk = read + len(spans_s), chunk + 1
 
     def drop(self, paths: Iterable[bytes]) -> None:

@@ -103,7 +103,7 @@ def test_the_times_of_a_clip_choose_its_windows(
     assert np.abs(np.load(saved) - windows(model, videos / "c.mp4").mean(axis=0)).max() > 1e-3
 
 
-def test_windows_that_a_short_clip_repeats_count_once(tiny: Tiny, tmp_path: Path, run: Run, model: Model) -> None:
+def test_a_clip_shorter_than_a_window_is_that_one_window(tiny: Tiny, tmp_path: Path, run: Run, model: Model) -> None:
     clip = make_video(tmp_path / "short.mp4", frames=12)
     saved = tmp_path / "q.npy"
     asked = ["search", "--bundle", tiny.path, "--backend", "onnxruntime", "--clip", clip, "--save-vector", saved]

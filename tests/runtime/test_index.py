@@ -333,6 +333,21 @@ def test_a_run_that_is_stopped_keeps_what_was_done(
     assert embedder.take() == ["c.mp4"]
 
 
+def test_a_file_and_its_rows_are_written_together_or_not_at_all(
+    index: IndexFile, folder: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for method in ("put", "put_windows"):
+        with monkeypatch.context() as patch:
+            patch.setattr(index, method, stop)
+            with pytest.raises(KeyboardInterrupt):
+                update(index, folder, embedder)
+        assert not index.holds(hashlib.sha256(b"first 3").hexdigest())
+        assert index.paths() == []
+
+
 def test_names_that_are_not_text_and_times_beyond_2262(index: IndexFile, folder: Path, embedder: Embedder) -> None:
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.mp4"))
     odd.write_bytes(b"odd 2")

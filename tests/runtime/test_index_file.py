@@ -178,13 +178,20 @@ def test_a_flipped_bit_in_an_embedding_is_an_error(path: Path) -> None:
         read_all(path)
 
 
+SHIFTED = """
+    UPDATE windows SET spans_s = CAST(spans_s || substr(embedding, 1, 16) AS BLOB), embedding = substr(embedding, 17)
+"""
+
+
 @pytest.mark.parametrize(
     "statement",
     [
         "UPDATE windows SET spans_s = x'00'",
         "UPDATE windows SET embedding = 'text'",
         "UPDATE windows SET content = content + 9; UPDATE windows SET content = 14 - content",
-        "UPDATE windows SET chunk = 1",
+        "UPDATE windows SET chunk = chunk + 9",
+        "UPDATE windows SET chunk = chunk + 9 WHERE content = 5; UPDATE windows SET chunk = 10 - chunk WHERE chunk > 8",
+        SHIFTED,
         "UPDATE contents SET windows = windows - 1",
         "UPDATE contents SET windows = windows + 1",
         "UPDATE contents SET windows = x'33'",
@@ -197,8 +204,19 @@ def test_a_flipped_bit_in_an_embedding_is_an_error(path: Path) -> None:
     ],
 )
 def test_rows_that_were_tampered_with_are_an_error(statement: str, path: Path) -> None:
+    with IndexFile(path, MAKERS) as index:
+        index.put(b"/long", FileRecord(1, 2, "d" * 64))
+        index.put_windows("d" * 64, spans_of(2 * CHUNK_WINDOWS), rows_of("d", 2 * CHUNK_WINDOWS))
     change(path, *statement.split(";"))
     with pytest.raises(SearchIndexError, match="damaged"):
+        read_all(path)
+
+
+def test_a_schema_that_is_no_text_is_an_error(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(b"(name TEXT PRIMARY KEY")] = 0xE3
+    path.write_bytes(data)
+    with pytest.raises(SearchIndexError, match="damaged, or no search index"):
         read_all(path)
 
 

@@ -139,13 +139,11 @@ def embedding_width(model: Model) -> int:
 def _clip_vector(
     clip: Path, span_s: tuple[float | None, float | None], model: Model, preset: Preset, batch_size: int
 ) -> NDArray[np.float32]:
-    """Return the mean of the embeddings of the clip's windows, each window once."""
+    """Return the mean of the embeddings of the clip's windows."""
     from milnce.pipeline import embed_files  # noqa: PLC0415
-    from milnce.search import distinct  # noqa: PLC0415
 
     (item,) = embed_files(model, [clip], preset=preset, batch_size=batch_size, start_s=span_s[0], end_s=span_s[1])
     if item.error is not None:
         raise item.error
-    spans_s = np.array([(window.start_s, window.end_s) for window in item.windows], np.float64)
-    mean: NDArray[np.float32] = item.embedding[distinct(spans_s)].mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean: NDArray[np.float32] = item.embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
