@@ -133,15 +133,20 @@ def tiles(sheet: Path, shapes: list[tuple[int, ...]]) -> list[Any]:
 
 def test_search_draws_a_sheet_of_the_middle_frames(tiny: Tiny, videos: Path, tmp_path: Path, run: Run) -> None:
     sheet = tmp_path / "sheet.png"
-    result = run("search", "--bundle", tiny.path, "run", videos, "--per-file", "--sheet", sheet, "--json")
+    result = run("search", "--bundle", tiny.path, "cut", videos, "--per-file", "--sheet", sheet, "--json")
     assert result.code == 0
     document = json.loads(result.stdout)
     assert document["sheet"] == str(sheet)
+    middles = [
+        (found["start_s"] + found["end_s"] - found["best_start_s"] - found["best_end_s"]) / 2
+        for found in document["queries"][0]["results"]
+    ]
+    assert max(map(abs, middles)) > 0.05, "a moment must reach further on one side, or its own middle would do as well"
     frames, starts = [], []
     for found in document["queries"][0]["results"]:
         path = Path(found["path"])
-        frames.append(read_frame(path, (found["start_s"] + found["end_s"]) / 2))
-        starts.append(read_number(read_frame(path, found["start_s"])))
+        frames.append(read_frame(path, (found["best_start_s"] + found["best_end_s"]) / 2))
+        starts.append(read_number(read_frame(path, found["best_start_s"])))
     drawn = [read_number(tile) for tile in tiles(sheet, [frame.shape for frame in frames])]
     assert drawn == [read_number(frame) for frame in frames]
     assert all(abs(middle - start - 5) <= 1 for middle, start in zip(drawn, starts, strict=True)), "0.2 s at 25 fps"

@@ -316,6 +316,29 @@ def test_a_process_that_keeps_it_busy_is_named_in_the_error(path: Path, monkeypa
     other.close()
 
 
+def test_a_transaction_holds_others_off_from_its_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One that only began to write after reading could meet another that does the same, and both would wait for ever.
+    monkeypatch.setattr(index_file, "BUSY_S", 0.1)
+    with IndexFile(path, MAKERS) as index, IndexFile(path, MAKERS) as other:
+        with index.transaction(), pytest.raises(SearchIndexError, match="another process has kept it busy"):
+            other.put(b"/new", FileRecord(1, 2, "3" * 64))
+        other.put(b"/new", FileRecord(1, 2, "3" * 64))
+
+
+def test_an_index_that_another_process_makes_first_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "i.sqlite"
+    create = IndexFile._create  # noqa: SLF001 - the moment between looking and making cannot be met otherwise
+
+    def be_slower(index: IndexFile, makers: IndexMakers) -> None:
+        monkeypatch.setattr(IndexFile, "_create", create)
+        fill(path)
+        create(index, makers)
+
+    monkeypatch.setattr(IndexFile, "_create", be_slower)
+    with IndexFile(path, MAKERS) as index:
+        assert len(index.paths()) == len(CONTENTS)
+
+
 def test_two_processes_may_make_it_at_once(tmp_path: Path) -> None:
     path = tmp_path / "i.sqlite"
     errors: list[BaseException] = []
