@@ -42,18 +42,27 @@ class Motion:
     opacity: Track
 
 
-def draw(combination: Combination, generator: np.random.Generator) -> tuple[NDArray[np.uint8], int]:
+def draw(
+    combination: Combination,
+    generator: np.random.Generator,
+    *,
+    size: tuple[int, int] | None = None,
+    rate: int | None = None,
+) -> tuple[NDArray[np.uint8], int]:
     """Draw one clip.
 
     Args:
         combination: What it shows.
         generator: Decides everything else.
+        size: Width and height in pixels; one of four at random when None.
+        rate: Frames a second; one of three at random when None.
 
     Returns:
         uint8 (frames, height, width, 3) RGB, and its frames a second.
     """
-    width, height = _SIZES[generator.integers(len(_SIZES))]
-    rate = int(generator.choice(_RATES))
+    # Drawn whether they are used or not, so that what follows does not depend on it.
+    any_size, any_rate = _SIZES[generator.integers(len(_SIZES))], int(generator.choice(_RATES))
+    (width, height), rate = size or any_size, rate or any_rate
     frames = round(rate * generator.uniform(*DURATION_S))
     motion = _motion(combination.action, np.linspace(0, 1, frames, dtype=np.float32), generator)
     shake = _shake(frames, generator)
@@ -81,25 +90,25 @@ def _motion(action: str, time: Track, generator: np.random.Generator) -> Motion:
     uniform = generator.uniform
     flat = np.ones_like(time)
     still = Motion(
-        x=flat * uniform(-0.15, 0.15),
-        y=flat * uniform(-0.15, 0.15),
-        radius=flat * uniform(0.15, 0.22),
-        angle=flat * uniform(-0.3, 0.3),
+        x=flat * uniform(-0.12, 0.12),
+        y=flat * uniform(-0.12, 0.12),
+        radius=flat * uniform(0.19, 0.26),
+        angle=flat * uniform(-0.2, 0.2),
         opacity=flat,
     )
     if action in _DIRECTIONS:
         right, down = _DIRECTIONS[action]
-        travel = uniform(0.4, 0.6) * (_eased(time, generator) - 0.5)
+        travel = uniform(0.38, 0.52) * (_eased(time, generator) - 0.5)
         return replace(still, x=still.x * abs(down) + right * travel, y=still.y * abs(right) + down * travel)
     if action in {"grows", "shrinks"}:
-        small, large = uniform(0.05, 0.10), uniform(0.25, 0.33)
+        small, large = uniform(0.06, 0.10), uniform(0.28, 0.36)
         progress = _eased(time if action == "grows" else 1 - time, generator)
         return replace(still, radius=small + (large - small) * progress)
     if action in {"clockwise", "counterclockwise"}:
         # With y pointing down, a growing angle goes clockwise for the viewer.
         sign = 1 if action == "clockwise" else -1
         angle = uniform(0, 2 * np.pi) + sign * 2 * np.pi * uniform(0.8, 1.4) * time
-        orbit = uniform(0.18, 0.25)
+        orbit = uniform(0.18, 0.24)
         return replace(still, x=orbit * np.cos(angle), y=orbit * np.sin(angle))
     return replace(still, **_IN_PLACE[action](time, generator, still))
 
@@ -120,7 +129,7 @@ def _blinks(time: Track, generator: np.random.Generator, still: Motion) -> dict[
 
 
 def _bounces(time: Track, generator: np.random.Generator, still: Motion) -> dict[str, Track]:
-    floor, height = generator.uniform(0.15, 0.25), generator.uniform(0.28, 0.42)
+    floor, height = generator.uniform(0.12, 0.2), generator.uniform(0.28, 0.4)
     hops = np.abs(np.sin(np.pi * (generator.uniform(2, 3.5) * time + generator.random())))
     return {"y": still.opacity * floor - height * hops}
 
@@ -139,21 +148,19 @@ _IN_PLACE: dict[str, Callable[[Track, np.random.Generator, Motion], dict[str, Tr
 
 def _shake(frames: int, generator: np.random.Generator) -> Track:
     """Return the camera's wander, (frames, 2): two slow sines a direction."""
-    time = np.linspace(0, 2 * np.pi, frames, dtype=np.float32)[:, None]
+    time = np.linspace(0, 2 * np.pi, frames)[:, None]
     rate, phase = generator.uniform(1, 6, (2, 2)), generator.uniform(0, 2 * np.pi, (2, 2))
-    waves: Track = np.sin(rate[0] * time + phase[0]) + np.sin(rate[1] * time + phase[1])
-    return waves * generator.uniform(0, 0.012)
+    waves = np.sin(rate[0] * time + phase[0]) + np.sin(rate[1] * time + phase[1])
+    return (waves * generator.uniform(0, 0.012)).astype(np.float32)
 
 
 def _background(height: int, width: int, shake: Track, generator: np.random.Generator) -> NDArray[np.float32]:
     """Return muted pictures (frames, height, width, 3) that move with the camera."""
-    side = min(height, width)
-    x = (np.arange(width) - width / 2)[None, None, :] / side - shake[:, 0, None, None]
-    y = (np.arange(height) - height / 2)[None, :, None] / side - shake[:, 1, None, None]
+    x, y = _grid(height, width, shake[:, 0], shake[:, 1])
     across = generator.uniform(0, 2 * np.pi)
     along = x * np.cos(across) + y * np.sin(across)
     kind = generator.integers(4)
-    pattern = np.zeros(np.broadcast_shapes(x.shape, y.shape))
+    pattern = np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
     if kind == 1:
         pattern = pattern + along
     elif kind == 2:  # noqa: PLR2004  # the third of four kinds
@@ -177,8 +184,7 @@ def _rasterise(shape: str, motion: Motion, height: int, width: int) -> tuple[NDA
     The shading darkens one side, so that a circle can be seen to spin.
     """
     side = min(height, width)
-    column = ((np.arange(width) + 0.5 - width / 2) / side)[None, None, :] - motion.x[:, None, None]
-    row = ((np.arange(height) + 0.5 - height / 2) / side)[None, :, None] - motion.y[:, None, None]
+    column, row = _grid(height, width, motion.x, motion.y)
     radius = motion.radius[:, None, None]
     distance = np.hypot(column, row)
     angle = np.arctan2(row, column) - motion.angle[:, None, None]
@@ -189,7 +195,14 @@ def _rasterise(shape: str, motion: Motion, height: int, width: int) -> tuple[NDA
     return coverage.astype(np.float32), shade.astype(np.float32)
 
 
-def _outline(corners: list[tuple[float, float]], steps: int = 720) -> NDArray[np.float64]:
+def _grid(height: int, width: int, x: Track, y: Track) -> tuple[Track, Track]:
+    """Return how far each column (frames, 1, width) and row (frames, height, 1) is from the points (x, y)."""
+    side = min(height, width)
+    columns, rows = ((np.arange(count, dtype=np.float32) + 0.5 - count / 2) / side for count in (width, height))
+    return columns[None, None, :] - x[:, None, None], rows[None, :, None] - y[:, None, None]
+
+
+def _outline(corners: list[tuple[float, float]], steps: int = 720) -> Track:
     """Return how far a polygon around the origin reaches in each direction, (steps,)."""
     ends = np.roll(np.array(corners), -1, axis=0)
     starts = np.array(corners)
@@ -202,8 +215,7 @@ def _outline(corners: list[tuple[float, float]], steps: int = 720) -> NDArray[np
         reach = (starts[:, 0] * edges[:, 1] - starts[:, 1] * edges[:, 0])[None] / cross
         place = (starts[None, :, 0] * rays[:, None, 1] - starts[None, :, 1] * rays[:, None, 0]) / cross
     meets = (reach > 0) & (place >= 0) & (place <= 1)
-    nearest: NDArray[np.float64] = np.where(meets, reach, np.inf).min(axis=1)
-    return nearest
+    return np.where(meets, reach, np.inf).min(axis=1).astype(np.float32)
 
 
 def _spokes(radii: list[float], *, first: float = 0.0) -> list[tuple[float, float]]:
@@ -212,12 +224,12 @@ def _spokes(radii: list[float], *, first: float = 0.0) -> list[tuple[float, floa
     return [(float(r * np.cos(a)), float(r * np.sin(a))) for r, a in zip(radii, angles, strict=True)]
 
 
-_ARM = 0.33
+_ARM = 0.3
 _OUTLINES = {
-    "circle": np.full(720, 0.95),
+    "circle": np.full(720, 0.95, np.float32),
     "square": _outline(_spokes([1.2] * 4, first=np.pi / 4)),
-    "triangle": _outline(_spokes([1.3] * 3, first=-np.pi / 2)),
-    "star": _outline(_spokes([1.35, 0.52] * 5, first=-np.pi / 2)),
+    "triangle": _outline(_spokes([1.4] * 3, first=-np.pi / 2)),
+    "star": _outline(_spokes([1.4, 0.5] * 5, first=-np.pi / 2)),
     "cross": _outline(
         [
             (x * a, y * b)

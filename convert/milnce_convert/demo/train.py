@@ -6,6 +6,7 @@ Ctrl-C stops, the same command goes on. Needs the extras `convert`, `video` and 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import torch
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from milnce.cli.common import reported, say
+from milnce.errors import MilnceError
 from milnce_convert.convert import ExportOptions, export_bundle
 from milnce_convert.demo.clips import SAMPLING
 from milnce_convert.demo.concepts import combinations, describe
@@ -26,12 +28,18 @@ from milnce_convert.demo.training import MAX_WORDS, Settings, Trainer
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from milnce.bundle import Bundle
+
 # Seeds of the clips that the curve is measured on: none that a run trains on, none that `demo.clips` uses by default.
 _VALIDATION_SEED = 10**6
 _PAUSE_STEPS = 250
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-@reported
+# On stderr, as with the commands: nothing here is a result.
+_console = Console(stderr=True, highlight=False)
+
+
 def main(
     *,
     seed: Annotated[int, typer.Option(min=0, max=_VALIDATION_SEED - 1, help="Of weights, clips and batches.")] = 0,
@@ -48,10 +56,23 @@ def main(
     work = work or Path("build", f"demo-training-{seed}")
     work.mkdir(parents=True, exist_ok=True)
     settings = Settings(seed=seed, steps=steps)
-    with _progress() as progress:
-        training, validation = _pools(work, settings, clips, threads or torch.get_num_threads(), progress)
-        trainer = Trainer(settings, training)
-        _train(trainer, validation, work, progress)
+    try:
+        with _progress() as progress:
+            training, validation = _pools(work, settings, clips, torch.get_num_threads(), progress)
+            trainer = Trainer(settings, training)
+            _train(trainer, validation, work, progress)
+        bundle = _export(trainer, work, out or work / "bundle", clips, overwrite=overwrite)
+    except KeyboardInterrupt:
+        _console.print(f"Stopped; the same command goes on from what is in {work}.")
+        raise typer.Exit(_INTERRUPTED) from None
+    except MilnceError as error:
+        _console.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from error
+    _console.print(f"{bundle.path}: trained for {trainer.history.seconds / 60:.0f} minutes; see {work / 'curves.png'}")
+
+
+def _export(trainer: Trainer, work: Path, destination: Path, clips: int, *, overwrite: bool) -> Bundle:
+    """Write the weights as a checkpoint in the official layout, and export that as any other."""
     weights, words = work / "weights.pth", work / "vocabulary.txt"
     trainer.save_weights(weights, words)
     options = ExportOptions(
@@ -62,8 +83,16 @@ def main(
         sampling_size=SAMPLING.size,
         parity_sizes=((SAMPLING.frames, SAMPLING.size, SAMPLING.size),),
     )
-    bundle = export_bundle(weights, words, out or work / "bundle", options, say, config=settings.towers)
-    say(f"{bundle.path}: trained for {trainer.history.seconds / 60:.0f} minutes; curves in {work / 'curves.png'}")
+    training = {
+        "settings": asdict(trainer.settings),
+        "clips_per_combination": clips,
+        "minutes": round(trainer.history.seconds / 60, 1),
+        "threads": torch.get_num_threads(),
+        "last_recall": trainer.history.recall[-1],
+    }
+    return export_bundle(
+        weights, words, destination, options, _console.print, config=trainer.settings.towers, training=training
+    )
 
 
 def _progress() -> Progress:
@@ -74,6 +103,7 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"),
+        console=_console,
     )
 
 
@@ -94,6 +124,7 @@ def _train(trainer: Trainer, validation: ClipPool, work: Path, progress: Progres
     checkpoint = work / "checkpoint.pt"
     if checkpoint.is_file():
         trainer.restore(checkpoint)
+        progress.console.print(f"going on from step {len(trainer.history.loss)}")
     generator = np.random.default_rng(_VALIDATION_SEED)
     sentences = [describe(combination, generator, 1)[0] for combination in validation.shown]
     done = len(trainer.history.loss)
@@ -117,7 +148,6 @@ def _train(trainer: Trainer, validation: ClipPool, work: Path, progress: Progres
         trainer.run(lambda loss: _advance(progress, task, loss), pause, pause_steps=_PAUSE_STEPS)
     except KeyboardInterrupt:
         save()
-        say(f"Stopped at step {len(trainer.history.loss)}; the same command goes on from there.")
         raise
 
 

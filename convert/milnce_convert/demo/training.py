@@ -106,9 +106,13 @@ class Trainer:
         """Train on the next batch; return its loss."""
         batch = self._batches(len(self.history.loss))
         self.video.train()
-        clips = torch.from_numpy(batch.clips).contiguous(memory_format=torch.channels_last_3d)
+        # Permuting gives the channels-last layout without a copy.
+        clips = (
+            torch.from_numpy(batch.clips).permute(0, 4, 1, 2, 3)
+            * torch.from_numpy(batch.light)[:, None, None, None, None]
+        )
         tokens = torch.from_numpy(batch.tokens)
-        video = self.video(clips)["video_embedding"]
+        video = self.video(clips.clamp_(max=1))["video_embedding"]
         text = self.text(tokens.flatten(0, 1))["text_embedding"].unflatten(0, tokens.shape[:2])
         loss = mil_nce(video, text, torch.from_numpy(batch.same))
         self.optimiser.zero_grad()
