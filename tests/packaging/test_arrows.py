@@ -38,6 +38,8 @@ FORBIDDEN = {
     "milnce.clip_sources": ("backends", "model", "pipeline", "search", "sheet", "cli", "bundle", "evaluation"),
     "milnce.evaluation": ("backends", "search", "sheet", "cli", "bundle", "page"),
     "milnce.evaluation_page": ("backends", "video", "model", "pipeline", "sheet", "cli", "bundle", "page_pictures"),
+    "milnce.page": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    "milnce.page_pictures": ("backends", "model", "pipeline", "search", "features", "sheet", "cli", "bundle", "page"),
     "milnce.features": ("backends", "video", "model", "search", "sheet", "cli", "bundle"),
     "milnce.sheet": ("backends", "video", "model", "pipeline", "search", "features", "cli", "bundle"),
 }

@@ -57,7 +57,7 @@ class BatchMaker:
         chosen = self._choose(generator)
         rows = [int(generator.choice(self._clips_of[combination])) for combination in chosen]
         clips = np.stack([_shifted(self._pool.clips[row], generator) for row in rows])
-        light = generator.uniform(*_LIGHT, len(rows)).astype(np.float32) / 255
+        light = (generator.uniform(*_LIGHT, len(rows)) / 255).astype(np.float32)
         sentences = [text for combination in chosen for text in describe(combination, generator, self._captions)]
         tokens = self._tokenizer(sentences).reshape(len(rows), self._captions, -1)
         names = np.array([self._combinations.index(combination) for combination in chosen])
@@ -88,4 +88,5 @@ def _shifted(clip: NDArray[np.uint8], generator: np.random.Generator) -> NDArray
         np.clip(np.arange(size) + shift, 0, size - 1)
         for shift in generator.integers(-_SHIFT_PIXELS, _SHIFT_PIXELS + 1, 2)
     )
-    return clip.take(rows, axis=1).take(columns, axis=2)
+    shifted: NDArray[np.uint8] = clip.take(rows, axis=1).take(columns, axis=2)
+    return shifted

@@ -151,7 +151,8 @@ def _shake(frames: int, generator: np.random.Generator) -> Track:
     time = np.linspace(0, 2 * np.pi, frames)[:, None]
     rate, phase = generator.uniform(1, 6, (2, 2)), generator.uniform(0, 2 * np.pi, (2, 2))
     waves = np.sin(rate[0] * time + phase[0]) + np.sin(rate[1] * time + phase[1])
-    return (waves * generator.uniform(0, 0.012)).astype(np.float32)
+    wander: Track = (waves * generator.uniform(0, 0.012)).astype(np.float32)
+    return wander
 
 
 def _background(height: int, width: int, shake: Track, generator: np.random.Generator) -> NDArray[np.float32]:
@@ -198,7 +199,7 @@ def _rasterise(shape: str, motion: Motion, height: int, width: int) -> tuple[NDA
 def _grid(height: int, width: int, x: Track, y: Track) -> tuple[Track, Track]:
     """Return how far each column (frames, 1, width) and row (frames, height, 1) is from the points (x, y)."""
     side = min(height, width)
-    columns, rows = ((np.arange(count, dtype=np.float32) + 0.5 - count / 2) / side for count in (width, height))
+    columns, rows = (((np.arange(count) + 0.5 - count / 2) / side).astype(np.float32) for count in (width, height))
     return columns[None, None, :] - x[:, None, None], rows[None, :, None] - y[:, None, None]
 
 
@@ -215,7 +216,8 @@ def _outline(corners: list[tuple[float, float]], steps: int = 720) -> Track:
         reach = (starts[:, 0] * edges[:, 1] - starts[:, 1] * edges[:, 0])[None] / cross
         place = (starts[None, :, 0] * rays[:, None, 1] - starts[None, :, 1] * rays[:, None, 0]) / cross
     meets = (reach > 0) & (place >= 0) & (place <= 1)
-    return np.where(meets, reach, np.inf).min(axis=1).astype(np.float32)
+    nearest: Track = np.where(meets, reach, np.inf).min(axis=1).astype(np.float32)
+    return nearest
 
 
 def _spokes(radii: list[float], *, first: float = 0.0) -> list[tuple[float, float]]:
