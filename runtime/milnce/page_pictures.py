@@ -85,13 +85,18 @@ def _check(start_s: float | None, end_s: float | None, height: int, frames: int)
 
 def _span(path: Path, start_s: float | None, end_s: float | None) -> tuple[Fraction, Fraction]:
     video_s = measure_length(path).video_s
-    first_s = Fraction(start_s or 0)
-    last_s = video_s if end_s is None else min(Fraction(end_s), video_s)
+    first_s = _exact(start_s or 0.0)
+    last_s = video_s if end_s is None else min(_exact(end_s), video_s)
     if first_s >= video_s:
         raise RangeError(f"{path}: start_s={start_s} is not inside the video; the video lasts {float(video_s):.3f} s")
     if last_s <= first_s:
         raise RangeError(f"{path}: end_s={end_s} must be after start_s={start_s}")
     return first_s, last_s
+
+
+def _exact(time_s: float) -> Fraction:
+    # The decimal that was written: 5.6 as a float is a little less, and would show the frame before.
+    return Fraction(repr(float(time_s)))
 
 
 def _pictures(path: Path, times_s: Sequence[Fraction], height: int) -> list[Picture]:
