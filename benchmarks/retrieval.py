@@ -1,0 +1,124 @@
+"""Retrieval of a demo bundle, in every precision and on every CPU backend, as `milnce eval` measures it on files.
+
+    python benchmarks/retrieval.py [--bundle engines/demo] [--name demo] [--sets 3]
+
+Clips and captions are drawn anew (one clip of each combination a set, three captions a clip; no seed that anything was
+trained or chosen on). The queries are the captions of combinations that were never trained on, the candidates the
+clips of all combinations. Exits with 1 if FP32 and FP16 runs differ by more than 0.5 points in R@1, R@5 or R@10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import machine
+from milnce_convert.demo.clips import CAPTIONS_FILE, write_set
+from milnce_convert.demo.concepts import combinations
+
+RUNS = (
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("onnxruntime", "fp16"),
+    ("openvino", "fp16"),
+    ("openvino", "bf16"),
+)
+SAME = {"fp32", "fp16"}
+TOLERANCE_POINTS = 0.5
+FIRST_SEED = 1000
+MEASURES = ("r1", "r5", "r10", "median_rank", "mean_rank")
+
+
+def main() -> None:
+    """Draw the sets, evaluate every run on every set, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("engines/demo"))
+    parser.add_argument("--name", default="demo", help="of the report: results/retrieval-<name>.md")
+    parser.add_argument("--sets", type=int, default=3)
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name, str(FIRST_SEED + number)) for number in range(options.sets)]
+        for number, folder in enumerate(folders):
+            write_set(folder, combinations(), seed=FIRST_SEED + number)
+        for backend, precision in RUNS:
+            results = [_evaluate(options.bundle, folder, backend, precision) for folder in folders]
+            rows += _rows(backend, precision, results)
+            print(f"  {rows[-2]}")
+    spread = _spread(rows)
+    machine.write(
+        f"retrieval-{options.name}", {"rows": rows, "spread_points": spread}, _table(rows, options.sets, spread)
+    )
+    if max(spread.values()) > TOLERANCE_POINTS:
+        sys.exit(f"FP32 and FP16 differ by more than {TOLERANCE_POINTS} points: {spread}")
+
+
+def _evaluate(bundle: Path, folder: Path, backend: str, precision: str) -> dict[str, Any]:
+    """Run `milnce eval` as a user would; return its document."""
+    command = [sys.executable, "-m", "milnce.cli", "eval", "--bundle", str(bundle), "--json"]
+    command += ["--captions", str(folder / CAPTIONS_FILE), "--videos", str(folder), "--queries", "split=unseen"]
+    command += ["--backend", backend, "--precision", precision]
+    document: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603
+    return document
+
+
+def _rows(backend: str, precision: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row a direction: the mean of each measure over the sets, and R@1 of each."""
+    rows = []
+    for direction in ("t2v", "v2t"):
+        found = [row for result in results for row in result["metrics"] if row["direction"] == direction]
+        means = {measure: float(np.mean([row[measure] for row in found])) for measure in MEASURES}
+        rows.append(
+            {
+                "backend": backend,
+                "precision": precision,
+                "direction": direction,
+                "queries": sum(row["queries"] for row in found),
+                "candidates": found[0]["candidates"],
+                **means,
+                "r1_of_each_set": [round(row["r1"], 2) for row in found],
+            }
+        )
+    return rows
+
+
+def _spread(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return how far the FP32 and FP16 runs are apart, in points, over both directions."""
+    spread = {}
+    for measure in ("r1", "r5", "r10"):
+        apart = []
+        for direction in ("t2v", "v2t"):
+            values = [row[measure] for row in rows if row["direction"] == direction and row["precision"] in SAME]
+            apart.append(max(values) - min(values))
+        spread[measure] = max(apart)
+    return spread
+
+
+def _table(rows: list[dict[str, Any]], sets: int, spread: dict[str, float]) -> str:
+    first = rows[0]
+    what = (
+        f"Combinations that were never trained on: {first['queries']} captions, {first['candidates']} candidates each, "
+        f"over {sets} sets of new clips; collaborative-experts' definitions."
+    )
+    lines = [what, "", "| backend | precision | direction | R@1 | R@5 | R@10 | MdR | MnR | R@1 of each set |"]
+    lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"]
+    lines += [
+        f"| {row['backend']} | {row['precision']} | {row['direction']} | {row['r1']:.1f} | {row['r5']:.1f} "
+        f"| {row['r10']:.1f} | {row['median_rank']:g} | {row['mean_rank']:.2f} "
+        f"| {', '.join(f'{value:.1f}' for value in row['r1_of_each_set'])} |"
+        for row in rows
+    ]
+    apart = ", ".join(f"{name.replace('r', 'R@')} {value:.2f}" for name, value in spread.items())
+    lines += ["", f"FP32 and FP16 runs are apart by at most (points): {apart}; {TOLERANCE_POINTS} are allowed."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
