@@ -50,7 +50,8 @@ def open_browser() -> Iterator[Browser]:
             browser.close()
 
 
-def screenshot(
+def screenshot(  # noqa: PLR0913  # the options of a picture, by name
+    browser: Browser,
     page: Path,
     destination: Path,
     *,
@@ -63,6 +64,7 @@ def screenshot(
     """Take a picture of the top of a page, its loops stopped at their first pictures, so that it can be had again.
 
     Args:
+        browser: From `open_browser`.
         page: The HTML file.
         destination: A .png file; replaced if it is there.
         width: CSS pixels.
@@ -71,18 +73,20 @@ def screenshot(
         fragment: The view, such as "rank=2-5".
         scale: Picture pixels a CSS pixel.
     """
-    with open_browser() as browser:
-        shown = browser.new_page(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce",
-            device_scale_factor=scale,
-        )
+    shown = browser.new_page(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        reduced_motion="reduce",
+        device_scale_factor=scale,
+    )
+    try:
         shown.goto(f"{page.resolve().as_uri()}#{fragment}")
         shown.wait_for_function(
-            "[...document.querySelectorAll('.frame[data-picture]')].every(frame => frame.firstElementChild)"
+            "() => [...document.querySelectorAll('.frame[data-picture]')].every(frame => frame.firstElementChild)"
         )
         shown.screenshot(path=destination)
+    finally:
+        shown.close()
 
 
 def main() -> None:
@@ -95,7 +99,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--hash", dest="fragment", default="")
-    screenshot(**vars(parser.parse_args()))
+    arguments = vars(parser.parse_args())
+    with open_browser() as browser:
+        screenshot(browser, **arguments)
 
 
 if __name__ == "__main__":
