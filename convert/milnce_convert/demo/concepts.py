@@ -65,9 +65,7 @@ class Combination(NamedTuple):
     @property
     def sentence(self) -> str:
         """The plainest caption."""
-        return TEMPLATES[0].format(
-            shape=SHAPES[self.shape][0], colour=COLOURS[self.colour][0], action=ACTIONS[self.action][0]
-        )
+        return _fill(TEMPLATES[0], SHAPES[self.shape][0], COLOURS[self.colour][0], ACTIONS[self.action][0])
 
     @property
     def held_out(self) -> bool:
@@ -95,14 +93,16 @@ def describe(combination: Combination, generator: np.random.Generator, count: in
         )
     )
     chosen = generator.choice(len(phrasings), size=count, replace=False)
-    return [
-        template.format(shape=shape, colour=colour, action=action)
-        for template, shape, colour, action in (phrasings[index] for index in chosen)
-    ]
+    return [_fill(*phrasings[index]) for index in chosen]
 
 
 def vocabulary() -> list[str]:
     """Return every word that a caption can hold, sorted."""
     phrases = [phrase for table in (SHAPES, COLOURS, ACTIONS) for row in table.values() for phrase in row]
     templates = [re.sub(r"\{\w+\}", " ", template) for template in TEMPLATES]
-    return sorted({word for text in (*phrases, *templates) for word in re.findall(r"\w+", text)})
+    return sorted({"an", *(word for text in (*phrases, *templates) for word in re.findall(r"\w+", text))})
+
+
+def _fill(template: str, shape: str, colour: str, action: str) -> str:
+    text = template.format(shape=shape, colour=colour, action=action)
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
