@@ -111,14 +111,13 @@ def _pictures(path: Path, times_s: Sequence[Fraction], height: int) -> list[Pict
     pictures: list[Picture] = []
     with open_video(path) as video:
         reader = FrameReader(video)
-        reader.skip_to(times_s[0])
         shown: TimedFrame | None = None
         drawn: TimedFrame | None = None
         following = reader.read()
         for time_s in times_s:
             # At the end, or with a frame read ahead that is late enough, there is nothing to skip.
             if following is not None and following.time_s < time_s and reader.skip_to(time_s):
-                shown, following = None, reader.read()
+                following = reader.read()
             while following is not None and (shown is None or following.time_s <= time_s):
                 shown, following = following, reader.read()
             if shown is None:

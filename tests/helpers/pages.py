@@ -73,6 +73,8 @@ def query(caption: str, rank: float, videos: int = 5) -> ShownQuery:
 
 RANKS = (1, 1, 1.5, 2, 4, 5.5, 6, 10.5, 11, 300)  # as R@1, R@5 and R@10 count: two, six and eight of ten
 
+TABLE = (("direction", "R@1", "source"), (("text to video", "20.0", "here"), ("video to text", "-", "here")))
+
 
 def write(
     destination: Path,
@@ -80,6 +82,7 @@ def write(
     *,
     title: str = "Retrieval",
     facts: Sequence[tuple[str, str]] = (("Model", "tiny"), ("Date", "2026-01-31")),
+    table: tuple[Sequence[str], Sequence[Sequence[str]]] = TABLE,
     pictures: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -88,7 +91,7 @@ def write(
         destination,
         title=title,
         facts=facts,
-        table=(["direction", "R@1", "source"], [["text to video", "20.0", "here"], ["video to text", "-", "here"]]),
+        table=table,
         queries=queries,
         pictures={"loop": loop()} if pictures is None else pictures,
         overwrite=overwrite,

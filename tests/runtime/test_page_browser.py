@@ -312,6 +312,14 @@ def test_loops_play_and_stop_at_their_first_picture(open_page: Open, small: Path
         wait_for_pictures(page, "img", VIDEOS)
 
 
+def test_the_last_word_on_loops_counts_however_fast(open_page: Open, small: Path) -> None:
+    with open_page(small) as page:
+        page.evaluate("() => { const box = document.getElementById('loops'); box.click(); box.click(); }")
+        page.wait_for_timeout(300)
+        assert page.locator(".frame img").count() == VIDEOS
+        assert page.locator(".frame canvas").count() == 0
+
+
 def test_who_prefers_less_motion_gets_still_pictures(open_page: Open, small: Path) -> None:
     with open_page(small, reduced_motion="reduce") as page:
         wait_for_pictures(page, "canvas", VIDEOS)
@@ -370,6 +378,13 @@ def test_a_thousand_queries_are_drawn_as_they_are_reached(open_page: Open, large
         assert took_ms < 500
 
 
+def test_a_high_window_is_filled_without_scrolling(open_page: Open, large: Path) -> None:
+    with open_page(large) as page:
+        page.set_viewport_size({"width": 1280, "height": 12_000})
+        page.wait_for_function("() => document.querySelector('#queries').getBoundingClientRect().bottom > 12000")
+        assert page.locator(".query").count() < 200
+
+
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_no_width_scrolls_sideways(width: int, open_page: Open, small: Path, tmp_path: Path) -> None:
     long = write(
@@ -377,6 +392,7 @@ def test_no_width_scrolls_sideways(width: int, open_page: Open, small: Path, tmp
         [ShownQuery("w" * 300, 1, (video(1, video="n" * 300 + ".mp4", correct=True), video(2)))],
         title="t" * 200,
         facts=[("f" * 100, "v" * 300)],
+        table=([f"column {number}" for number in range(30)], [["1.0"] * 30]),
     )
     for path in (small, long):
         with open_page(path) as page:
@@ -389,6 +405,11 @@ def test_no_width_scrolls_sideways(width: int, open_page: Open, small: Path, tmp
                 width,
             )
             assert outside == []
+            # A place and a score are read in one piece.
+            lines = page.locator(".score, .line b").evaluate_all(
+                "all => all.map(each => each.getClientRects()[0].height)"
+            )
+            assert 0 < max(lines) < 30
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

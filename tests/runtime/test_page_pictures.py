@@ -14,9 +14,12 @@ from PIL import Image, ImageSequence
 from helpers.videos import make_video, numbered, read_number, real_video, set_display_matrix, stored_for
 from milnce.errors import InputError, MissingDependencyError, RangeError, VideoError
 from milnce.page_pictures import video_loop
+from milnce.video.decode import FrameReader
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from milnce.video.decode import TimedFrame
 
 
 def pictures(data: bytes) -> list[Any]:
@@ -55,16 +58,27 @@ def test_pictures_come_from_the_middles_of_the_parts_of_the_span(
     assert [read_number(picture) for picture in shown] == expected
 
 
-def test_a_short_span_of_a_long_video_is_found_by_seeking_as_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("span", "expected", "most"),
+    [
+        ((51.0, 52.6), [512, 516, 520, 524], 40),  # the first picture, one keyframe's stretch, and the span
+        ((1.0, 59.0), [82, 227, 372, 517], 120),  # parts of 14.5 s: seeks between the pictures too
+    ],
+)
+def test_what_lies_before_and_between_the_pictures_is_not_decoded(
+    span: tuple[float, float], expected: list[int], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_video(tmp_path / "v.mp4", frames=600, fps=Fraction(10), gop=50, b_frames=2)
-    assert [read_number(picture) for picture in pictures(video_loop(path, 51.0, 52.6, frames=4))] == [
-        512,
-        516,
-        520,
-        524,
-    ]
-    # Parts of 14.5 s: seeks between the pictures too.
-    assert [read_number(picture) for picture in pictures(video_loop(path, 1.0, 59.0, frames=4))] == [82, 227, 372, 517]
+    read, count = FrameReader.read, 0
+
+    def counted(reader: FrameReader) -> TimedFrame | None:
+        nonlocal count
+        count += 1
+        return read(reader)
+
+    monkeypatch.setattr(FrameReader, "read", counted)
+    assert [read_number(picture) for picture in pictures(video_loop(path, *span, frames=4))] == expected
+    assert 4 < count < most
 
 
 def test_fewer_frames_than_pictures_are_shown_longer(tmp_path: Path) -> None:
