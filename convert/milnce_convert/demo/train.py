@@ -46,7 +46,7 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder of clips, checkpoint and curves.")] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle to write; `<work>/bundle` when left out.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches in all.")] = Settings.steps,
-    clips: Annotated[int, typer.Option(min=1, help="Training clips of each combination.")] = 24,
+    clips: Annotated[int, typer.Option(min=1, help="Training clips of each combination.")] = 16,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice when left out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle if it is there.")] = False,
 ) -> None:

@@ -49,7 +49,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 8000
+    steps: int = 5000
     batch_size: int = 32
     captions: int = 4
     learning_rate: float = 2e-3
