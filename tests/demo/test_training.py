@@ -97,6 +97,15 @@ def test_a_checkpoint_of_other_settings_is_refused(pool: ClipPool, tmp_path: Pat
         other.restore(tmp_path / "checkpoint.pt")
 
 
+def test_a_checkpoint_of_other_words_is_refused(pool: ClipPool, tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, pool)
+    trainer.save(tmp_path / "checkpoint.pt")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "words": state["words"][:-1]}, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt was trained on 68 words, and the captions now have 69"):
+        trainer.restore(tmp_path / "checkpoint.pt")
+
+
 def test_training_learns_a_batch_and_pauses_as_asked(pool: ClipPool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [0, 20, 45, 70]
     few = ClipPool(pool.clips[rows], tuple(pool.shown[row] for row in rows))

@@ -169,6 +169,7 @@ class Trainer:
         """Write everything that `restore` needs; the file is replaced at once or not at all."""
         state = {
             "settings": asdict(self.settings),
+            "words": vocabulary(),
             "video": self.video.state_dict(),
             "text": self.text.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -183,13 +184,18 @@ class Trainer:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: if it was made with other settings.
+            CheckpointError: if it was made with other settings or other words.
         """
         state: dict[str, Any] = torch.load(path, weights_only=True)
         if state["settings"] != asdict(self.settings):
             raise CheckpointError(
                 f"{path} was made with {state['settings']}; this run has {asdict(self.settings)}. Give the same "
                 "settings to go on with it, or another --work folder to begin anew"
+            )
+        if state["words"] != vocabulary():
+            raise CheckpointError(
+                f"{path} was trained on {len(state['words'])} words, and the captions now have {len(vocabulary())} or "
+                "others; take another --work folder to begin anew"
             )
         self.video.load_state_dict(state["video"])
         self.text.load_state_dict(state["text"])
