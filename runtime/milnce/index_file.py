@@ -156,8 +156,10 @@ class IndexFile:
             embedding: float32 (windows, width).
 
         Raises:
-            InputError: if shapes or dtype do not fit, or a value is NaN or infinite.
+            InputError: if there are no windows, shapes do not fit, or a value is NaN or infinite.
         """
+        if not len(embedding):
+            raise InputError("no windows given; at least one of each video is kept")
         if spans_s.shape != (len(embedding), 2) or embedding.shape != (len(spans_s), self.width):
             expected = f"(windows, 2) and (windows, {self.width}) expected"
             raise InputError(f"spans_s {spans_s.shape} and embedding {embedding.shape} given; {expected}")
@@ -186,19 +188,20 @@ class IndexFile:
         if content is None:
             raise self._gone()
         number, total = content
-        if not isinstance(total, int):  # a damaged row may hold values of any kind
-            raise self._damaged("a number of windows is none")
+        # A damaged row may hold values of any kind. Of a wrong number above 0 the first checksum tells.
+        if not isinstance(total, int) or total < 1:
+            raise self._damaged(f"{total!r} is the number of a video's windows")
         read = chunk = 0
         while read < total:
             with self._errors():
                 row = self._one(
                     "SELECT spans_s, embedding, crc32 FROM windows WHERE content = ? AND chunk = ?", number, chunk
                 )
-            whole = row is not None and isinstance(row[0], bytes) and isinstance(row[1], bytes)
-            if not whole or _checksum(sha256, total, chunk, row[0], row[1]) != row[2]:
-                if self._one("SELECT id FROM contents WHERE sha256 = ?", sha256) != (number,):
-                    raise self._gone()
-                raise self._damaged("the checksum of some embeddings does not fit")
+                whole = row is not None and isinstance(row[0], bytes) and isinstance(row[1], bytes)
+                if not whole or _checksum(sha256, total, chunk, row[0], row[1]) != row[2]:
+                    if self._one("SELECT id FROM contents WHERE sha256 = ?", sha256) != (number,):
+                        raise self._gone()
+                    raise self._damaged("the checksum of some embeddings does not fit")
             spans_s = np.frombuffer(row[0], _SPANS).reshape(-1, 2)
             embedding = np.frombuffer(row[1], _EMBEDDING).reshape(-1, self.width)
             yield spans_s.astype(np.float64), embedding.astype(np.float32, copy=False)

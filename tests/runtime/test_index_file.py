@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from milnce import index_file
-from milnce.errors import MilnceError, OutputError, SearchIndexError
+from milnce.errors import InputError, MilnceError, OutputError, SearchIndexError
 from milnce.index_file import CHUNK_WINDOWS, FileRecord, IndexFile, IndexMakers
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ SHIFTED = """
         "UPDATE contents SET windows = windows - 1",
         "UPDATE contents SET windows = windows + 1",
         "UPDATE contents SET windows = x'33'",
+        "UPDATE contents SET windows = 0",
+        "UPDATE contents SET windows = -5",
         "UPDATE contents SET sha256 = 'x' || sha256; UPDATE files SET sha256 = 'x' || sha256",
         "DELETE FROM windows",
         "DROP TABLE windows",
@@ -210,6 +212,25 @@ def test_rows_that_were_tampered_with_are_an_error(statement: str, path: Path) -
     change(path, *statement.split(";"))
     with pytest.raises(SearchIndexError, match="damaged"):
         read_all(path)
+
+
+def test_a_video_without_windows_is_never_kept(path: Path) -> None:
+    with IndexFile(path, MAKERS) as index:
+        with pytest.raises(InputError, match="no windows given; at least one of each video is kept"):
+            index.put_windows("e" * 64, spans_of(0), rows_of("e", 0))
+        assert not index.holds("e" * 64)
+
+
+def test_a_database_that_fails_while_damage_is_looked_into_is_an_error(path: Path) -> None:
+    # Found with the contents gone between two readings: the second look must not let SQLite's own error out.
+    with IndexFile(path, MAKERS) as index:
+        sha256 = "d" * 64
+        index.put_windows(sha256, spans_of(2 * CHUNK_WINDOWS), rows_of("d", 2 * CHUNK_WINDOWS))
+        reading = index.windows(sha256)
+        next(reading)
+        change(path, "UPDATE windows SET crc32 = 0", "DROP TABLE contents")
+        with pytest.raises(SearchIndexError, match=r"damaged, or no search index \(no such table: contents"):
+            next(reading)
 
 
 def test_a_schema_that_is_no_text_is_an_error(path: Path) -> None:
