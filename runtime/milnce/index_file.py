@@ -8,6 +8,7 @@ move keep their embeddings. Every change is one transaction: a process that is k
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from contextlib import contextmanager
@@ -103,9 +104,10 @@ class IndexFile:
     def __init__(self, path: Path, makers: IndexMakers) -> None:
         self.path = path
         self.width = makers.width
-        if path.exists() and not path.is_file():
+        # Methods of Path raise where they may not look, or a name is too long; SQLite says that it cannot open those.
+        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
             raise OutputError(f"{path}: is no file; name a file for the search index")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):  # noqa: PTH112
             raise OutputError(f"{path.parent}: no such folder; make it first")
         with self._errors():
             self._database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ def read_vector(path: Path, width: int) -> NDArray[np.float32]:
         InputError: if the file is missing, no such file, or its array is not one finite vector of that width.
     """
     expected = f"float32 ({width},) expected, as --save-vector writes it"
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
         raise InputError(f"{path}: no such file; a .npy file with {expected}")
     try:
         # Mapped: the header of a file says whether its content is worth reading.

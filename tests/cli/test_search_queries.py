@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Run = Callable[..., Ran]
 
 WIDTH = 8
+TOO_LONG = "n" * 300  # for a file's name: what a folder that is closed would give, were it not the superuser's
 
 
 def queries(ran: Ran) -> Any:  # noqa: ANN401 - JSON
@@ -182,6 +183,8 @@ def test_files_that_are_no_vectors_are_refused(tiny: Tiny, videos: Path, tmp_pat
     asked = ["search", "--bundle", tiny.path, videos, "--vector"]
     ran = run(*asked, tmp_path / "none.npy")
     assert (ran.code, "none.npy: no such file; a .npy file with float32 (8,) expected" in ran.stderr) == (2, True)
+    ran = run(*asked, tmp_path / f"{TOO_LONG}.npy")
+    assert (ran.code, "n.npy: no such file; a .npy file with" in ran.stderr) == (2, True)
     np.savez(tmp_path / "q.npz", np.zeros(8, np.float32))
     ran = run(*asked, tmp_path / "q.npz")
     assert (ran.code, "q.npz: an .npz archive, not a .npy file" in ran.stderr) == (2, True)
@@ -200,6 +203,8 @@ def test_a_clip_that_cannot_be_used_ends_the_search(tiny: Tiny, videos: Path, tm
     assert (ran.code, "none.mp4: no such file" in ran.stderr) == (1, True)
     ran = run(*asked, videos)
     assert (ran.code, "is a folder; one video file expected" in ran.stderr) == (2, True)
+    ran = run(*asked, tmp_path / f"{TOO_LONG}.mp4")
+    assert (ran.code, "cannot be opened (" in ran.stderr) == (1, True)
     ran = run(*asked, videos / "a.mp4", "--clip-start-s", 100)
     assert (ran.code, "a.mp4" in ran.stderr) == (2, True)
     ran = run(*asked, videos / "a.mp4", "--clip-start-s", 2, "--clip-end-s", 1)
@@ -241,6 +246,12 @@ def test_a_query_without_a_place_to_search_is_refused(tiny: Tiny, run: Run) -> N
 def test_a_sentence_that_was_left_out_is_noticed(tiny: Tiny, videos: Path, run: Run) -> None:
     ran = run("search", "--bundle", tiny.path, videos / "a.mp4", videos / "b.mkv")
     assert "a.mp4' is also a file or folder; was a sentence left out?" in ran.stderr
+
+
+def test_a_sentence_may_be_longer_than_a_file_name(tiny: Tiny, videos: Path, run: Run) -> None:
+    sentence = "open the door and " * 30
+    ran = run("search", "--bundle", tiny.path, sentence, videos, "--json")
+    assert (ran.code, queries(ran)[0]["query"]) == (0, sentence)
 
 
 def test_a_vector_of_a_model_of_another_width_is_refused(tiny: Tiny, videos: Path, tmp_path: Path, run: Run) -> None:

@@ -273,6 +273,11 @@ def test_places_where_no_index_can_be_are_refused(tmp_path: Path) -> None:
         IndexFile(tmp_path, MAKERS)
     with pytest.raises(OutputError, match="none: no such folder; make it first"):
         IndexFile(tmp_path / "none" / "i.sqlite", MAKERS)
+    too_long = "i" * 300
+    with pytest.raises(OutputError, match=r"cannot be read or written \(unable to open database file\); name another"):
+        IndexFile(tmp_path / too_long, MAKERS)
+    with pytest.raises(OutputError, match="i: no such folder; make it first"):
+        IndexFile(tmp_path / too_long / "i.sqlite", MAKERS)
 
 
 def test_an_index_that_may_only_be_read_can_be_searched(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,10 @@ def test_files_are_taken_as_given_in_the_given_order_and_once(tree: Path) -> Non
     assert find_videos(str(tree / "b.mp4")) == [tree / "b.mp4"]
 
 
+def test_a_name_that_is_too_long_is_taken_as_given_too(tmp_path: Path) -> None:
+    assert find_videos([tmp_path / ("n" * 300)]) == [tmp_path / ("n" * 300)]
+
+
 def test_nothing_to_do_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"no videos in .*; looked for files ending in .*\.avi, \.gif, .*\.mp4, \.webm"

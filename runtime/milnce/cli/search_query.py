@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,12 +85,12 @@ def read_arguments(
                 f"only {sentences[0]!r} given, which is taken for the sentence; name videos, folders or features files "
                 "after it (with --query, --clip or --vector all arguments are such paths)"
             )
-        if Path(sentences[0]).exists():
+        if os.path.exists(sentences[0]):  # noqa: PTH110 - Path.exists raises when a sentence is too long for a name
             say(printable(f"Warning: the sentence {sentences[0]!r} is also a file or folder; was a sentence left out?"))
     for sentence in sentences:
         if not sentence.strip():
             raise InputError("the sentence is empty; say what to look for")
-    if clip is not None and clip.is_dir():
+    if clip is not None and os.path.isdir(clip):  # noqa: PTH112 - Path.is_dir raises where it may not look
         raise InputError(f"--clip {clip}: is a folder; one video file expected")
     return Asked(tuple(sentences), clip, clip_span_s, vector, tuple(map(Path, paths)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +97,13 @@ def find_sources(paths: Sequence[Path], span_s: SpanS, index: IndexChoice) -> So
         raise InputError("--index and --no-index given; leave one out")
     if index.path is not None and span_s != (None, None):
         raise InputError("--index keeps whole videos, so it does not go with --start-s and --end-s; leave one out")
-    stored = [path for path in paths if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    # Path.is_dir raises where it may not look; a file that cannot be reached fails alone, when it is opened.
+    folders = [path for path in paths if os.path.isdir(path)]  # noqa: PTH112
+    stored = [path for path in paths if path.suffix.lower() in SUFFIXES and path not in folders]
     others = [path for path in paths if path not in stored]
     if span_s != (None, None):
         index = IndexChoice(None, kept=False)
-    return Sources(
-        stored, find_videos(others) if others else [], [path for path in others if path.is_dir()], span_s, index
-    )
+    return Sources(stored, find_videos(others) if others else [], folders, span_s, index)
 
 
 def gather(

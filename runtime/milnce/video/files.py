@@ -36,7 +36,8 @@ def find_videos(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         raise InputError("no videos: the list of paths is empty; give files or folders")
     found: dict[Path, None] = {}
     for path in given:
-        found.update(dict.fromkeys(_videos_under(path) if path.is_dir() else [path]))
+        # Path.is_dir raises where a name is too long, or in a folder that is closed; opening the file says so.
+        found.update(dict.fromkeys(_videos_under(path) if os.path.isdir(path) else [path]))  # noqa: PTH112
     if not found:
         folders = ", ".join(map(str, given))
         raise InputError(f"no videos in {folders}; looked for files ending in {', '.join(sorted(VIDEO_SUFFIXES))}")
