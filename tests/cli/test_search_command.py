@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 import milnce
 from helpers.tiny_bundle import write_tiny_bundle
-from helpers.videos import make_video, read_number
+from helpers.videos import make_video, numbered, read_number
 from milnce.video import iter_windows, read_frame
 
 if TYPE_CHECKING:
@@ -237,6 +238,45 @@ def test_a_damaged_features_file_fails_alone(tiny: Tiny, videos: Path, tmp_path:
     assert [item["path"] for item in document["failed"]] == [str(bad)]
     assert "bad.npz: damaged, or not an NPZ" in result.stderr
     assert "1 of 2 files failed." in result.stderr
+
+
+def test_what_several_sources_hold_is_found_once(
+    tiny: Tiny, videos: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, copy = tmp_path / "f.npz", tmp_path / "copy.npz"
+    monkeypatch.chdir(videos.parent)
+    assert run("embed", "--bundle", tiny.path, "--out", stored, videos.name).code == 0
+    shutil.copy(stored, copy)
+
+    def found(*sources: Path) -> tuple[Any, int, bool]:
+        result = run("search", "--bundle", tiny.path, "run", *sources, "--no-merge", "--top", 99, "--json")
+        assert result.code == 0, result.stderr
+        document = json.loads(result.stdout)
+        places = [(Path(one["path"]).name, one["start_s"]) for one in document["queries"][0]["results"]]
+        repeated = "30 windows lie in several of the sources; each is found once." in result.stderr
+        return places, document["windows"], repeated
+
+    places, count, _ = found(stored)
+    assert count == len(places) == 30
+    assert found(stored, stored) == found(stored, Path(os.path.relpath(stored))) == (places, 30, False)
+    assert found(stored, copy) == found(stored, videos) == found(videos, copy) == (places, 30, True)
+    assert found(videos, Path(videos.name)) == (places, 30, False)
+
+
+def test_other_videos_of_the_same_name_are_all_found(
+    tiny: Tiny, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, first in (("one", 0), ("two", 100)):
+        (tmp_path / name).mkdir()
+        make_video(
+            tmp_path / name / "a.mp4",
+            frames=40,
+            draw=lambda number, *size, first=first: numbered(first + number, *size),
+        )
+        monkeypatch.chdir(tmp_path / name)
+        assert run("embed", "--bundle", tiny.path, "--out", "f.npz", "a.mp4").code == 0
+    result = run("search", "--bundle", tiny.path, "run", "f.npz", tmp_path / "one" / "f.npz", "--json")
+    assert json.loads(result.stdout)["windows"] == 20
 
 
 def test_search_leaves_a_tile_empty_when_its_video_is_gone(tiny: Tiny, videos: Path, tmp_path: Path, run: Run) -> None:

@@ -38,6 +38,20 @@ def test_files_are_taken_as_given_in_the_given_order_and_once(tree: Path) -> Non
     assert find_videos(str(tree / "b.mp4")) == [tree / "b.mp4"]
 
 
+def test_two_spellings_of_a_path_are_one_file_and_two_links_are_two(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    (tree / "link.mp4").symlink_to(tree / "b.mp4")
+    assert find_videos(["b.mp4", tree / "b.mp4", tree / "deep" / ".." / "b.mp4", "deep", tree, tree / "link.mp4"]) == [
+        Path("b.mp4"),
+        Path("deep/e.gif"),
+        Path("deep/er/c.webm"),
+        tree / "a.MKV",
+        tree / "link.mp4",
+    ]
+
+
 def test_a_name_that_is_too_long_is_taken_as_given_too(tmp_path: Path) -> None:
     assert find_videos([tmp_path / ("n" * 300)]) == [tmp_path / ("n" * 300)]
 

@@ -13,12 +13,13 @@ from milnce.cli.common import printable, say
 from milnce.errors import InputError, MilnceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from milnce.cli.search_query import Query
+    from milnce.cli.search_repeats import Repeats
     from milnce.index import IndexUpdate
     from milnce.model import Model
     from milnce.pipeline import FileEmbeddings
@@ -73,13 +74,22 @@ class Gathered:
         windows: The scores.
         presets: Digests of the presets that the windows were sampled with.
         failed: Files that failed, and why.
+        repeats: What features files gave, which other sources may give again.
         index: What JSON output says about the index; None without one.
     """
 
     windows: ScoredWindows
     presets: set[str]
     failed: list[tuple[Path | str, MilnceError]]
+    repeats: Repeats
     index: dict[str, Any] | None = None
+
+    def add(self, video: str, parts: Iterable[tuple[NDArray[np.float64], NDArray[np.float32]]]) -> None:
+        """Add a video's windows, times and scores some at a time, less those that were there before."""
+        self.windows.add_file(video)
+        for spans_s, scores in parts:
+            rows = self.repeats.new(video, spans_s, scores)
+            self.windows.add(spans_s[rows], scores[rows])
 
 
 def find_sources(paths: Sequence[Path], span_s: SpanS, index: IndexChoice) -> Sources:
@@ -99,8 +109,9 @@ def find_sources(paths: Sequence[Path], span_s: SpanS, index: IndexChoice) -> So
         raise InputError("--index keeps whole videos, so it does not go with --start-s and --end-s; leave one out")
     # Path.is_dir raises where it may not look; a file that cannot be reached fails alone, when it is opened.
     folders = [path for path in paths if os.path.isdir(path)]  # noqa: PTH112
-    stored = [path for path in paths if path.suffix.lower() in SUFFIXES and path not in folders]
-    others = [path for path in paths if path not in stored]
+    features = [path for path in paths if path.suffix.lower() in SUFFIXES and path not in folders]
+    others = [path for path in paths if path not in features]
+    stored = list({os.path.realpath(path): path for path in reversed(features)}.values())[::-1]  # each once
     if span_s != (None, None):
         index = IndexChoice(None, kept=False)
     return Sources(stored, find_videos(others) if others else [], folders, span_s, index)
@@ -118,23 +129,26 @@ def gather(
         preset: How videos are sampled; needed if there are any.
         batch_size: Clips a batch.
     """
+    from milnce.cli.search_repeats import Repeats  # noqa: PLC0415
     from milnce.search import ScoredWindows  # noqa: PLC0415
 
     vectors = np.stack([query.vector for query in queries])
-    gathered = Gathered(ScoredWindows(len(queries)), set(), [])
+    gathered = Gathered(ScoredWindows(len(queries)), set(), [], Repeats(remember=sources.total > 1))
     for path in sources.stored:
         try:
-            gathered.presets.add(_add_stored(path, model, sources.span_s, vectors, gathered.windows))
+            gathered.presets.add(_add_stored(path, model, sources.span_s, vectors, gathered))
         except InputError as error:  # noqa: PERF203  # each file fails alone
             gathered.failed.append((path, error))
     if sources.videos and preset is not None:
         gathered.presets.add(preset.digest)
         search_videos = _through_index if sources.index.kept else _without_index
         search_videos(sources, model, preset, batch_size, vectors, gathered)
+    if gathered.repeats.count:
+        say(f"{gathered.repeats.count} windows lie in several of the sources; each is found once.")
     return gathered
 
 
-def _add_stored(path: Path, model: Model, span_s: SpanS, queries: NDArray[np.float32], windows: ScoredWindows) -> str:
+def _add_stored(path: Path, model: Model, span_s: SpanS, queries: NDArray[np.float32], gathered: Gathered) -> str:
     """Score the file's windows that lie in the span; return the digest of their preset."""
     from milnce.features import read_features  # noqa: PLC0415
     from milnce.search import score  # noqa: PLC0415
@@ -160,8 +174,8 @@ def _add_stored(path: Path, model: Model, span_s: SpanS, queries: NDArray[np.flo
         if inside is None or inside[row]:
             rows_of.setdefault(video, []).append(row)
     for video, rows in rows_of.items():
-        windows.add_file(video)
-        windows.add(spans_s[rows], scores[rows])
+        gathered.add(video, [(spans_s[rows], scores[rows])])
+        gathered.repeats.remember(video, spans_s[rows], scores[rows])
     return features.metadata.preset_digest
 
 
@@ -194,9 +208,8 @@ def _through_index(
         say(printable(f"Index {path}: {_counts(update)}"))
         gathered.failed += update.failed
         for video, sha256 in update.current.items():
-            gathered.windows.add_file(str(video))
-            for spans_s, embedding in index.windows(sha256):
-                gathered.windows.add(spans_s, score(queries, embedding))
+            parts = index.windows(sha256)
+            gathered.add(str(video), ((spans_s, score(queries, embedding)) for spans_s, embedding in parts))
     counts = asdict(update)
     gathered.index = {"path": str(path), **{name: counts[name] for name in _COUNTS}}
 
@@ -231,8 +244,7 @@ def _without_index(
                 gathered.failed.append((item.path, item.error))
                 continue
             spans_s = np.array([(window.start_s, window.end_s) for window in item.windows], np.float64)
-            gathered.windows.add_file(str(item.path))
-            gathered.windows.add(spans_s, score(queries, item.embedding))
+            gathered.add(str(item.path), [(spans_s, score(queries, item.embedding))])
 
 
 def _embed(

@@ -20,7 +20,7 @@ def find_videos(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
     A file that is named is taken whatever its suffix, and even when it does not exist: opening it says what is wrong
     with it, and the others go on. In folders, hidden files and folders are passed over and links to folders are not
-    followed. A file reached twice is listed once, at its first place.
+    followed. A file reached twice is listed once, at its first place and as it was spelt there.
 
     Args:
         paths: Files and folders, or one of them.
@@ -34,14 +34,15 @@ def find_videos(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     given = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     if not given:
         raise InputError("no videos: the list of paths is empty; give files or folders")
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for path in given:
         # Path.is_dir raises where a name is too long, or in a folder that is closed; opening the file says so.
-        found.update(dict.fromkeys(_videos_under(path) if os.path.isdir(path) else [path]))  # noqa: PTH112
+        for video in _videos_under(path) if os.path.isdir(path) else [path]:  # noqa: PTH112
+            found.setdefault(os.path.abspath(video), video)  # noqa: PTH100 - two links to a file are two videos
     if not found:
         folders = ", ".join(map(str, given))
         raise InputError(f"no videos in {folders}; looked for files ending in {', '.join(sorted(VIDEO_SUFFIXES))}")
-    return list(found)
+    return list(found.values())
 
 
 def _videos_under(folder: Path) -> list[Path]:
