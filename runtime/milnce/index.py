@@ -44,7 +44,7 @@ class IndexUpdate:
         new: How many files the index did not know at their place.
         changed: How many have other bytes than before.
         unchanged: How many are as they were.
-        removed: How many vanished from the folders.
+        removed: How many vanished from the folders and are forgotten.
         embedded: How many were embedded in this run.
     """
 
@@ -93,8 +93,10 @@ def update_index(
     Args:
         index: The index.
         files: Video files, each once.
-        folders: Folders that were searched for them: what the index knows in them and is there no more is forgotten.
-            Of other places nothing is forgotten: a disk that is not mounted now may be back.
+        folders: Folders that were searched for them: a file that the index knows in them and that is there no more is
+            forgotten if another file beside it can be searched. Of a folder that is gone or has no such file nothing
+            is forgotten, nor of other places: a disk that is not mounted now may be back. Nothing of them is found
+            either, as only files that are given are searched.
         embed: Embeds files, as `milnce.pipeline.embed_files` does with the index's model, preset and precision.
         on_file: Called after each file, for progress.
 
@@ -180,13 +182,21 @@ class _Updating:
     def forget_vanished(self, folders: Iterable[Path], files: Sequence[Path]) -> None:
         """Forget what is there no more: in the folders, and at the places that bytes have moved from."""
         present = {_key(path) for path in files}
-        inside = tuple(os.path.join(_key(folder), b"") for folder in folders)  # noqa: PTH118 - bytes
+        searched = tuple(os.path.join(_key(folder), b"") for folder in folders)  # noqa: PTH118 - bytes
+        # Where a disk is not mounted, its folder is empty or gone.
+        there = {os.path.dirname(_key(path)) for path in self.update.current}  # noqa: PTH120 - bytes
+
+        def inside(path: bytes) -> bool:
+            return path.startswith(searched)
+
         vanished = [
             path
             for path, sha256 in self._index.paths()
-            if path not in present and (path.startswith(inside) or sha256 in self._placed) and not os.path.lexists(path)
+            if path not in present
+            and (sha256 in self._placed or (inside(path) and os.path.dirname(path) in there))  # noqa: PTH120 - bytes
+            and not os.path.lexists(path)
         ]
-        self.update.removed = sum(path.startswith(inside) for path in vanished)
+        self.update.removed = sum(map(inside, vanished))
         if vanished or self._outdated or self.update.changed:
             self._index.drop([*vanished, *self._outdated])
 

@@ -252,6 +252,36 @@ def test_vanished_files_are_forgotten_in_the_folders_searched_and_nowhere_else(
     assert counts(update(index, other, embedder)) == (1, 0, 0, 3, 0)
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["empty", "gone"])
+def test_a_disk_that_is_not_mounted_keeps_its_index(
+    left: bool, index: IndexFile, folder: Path, embedder: Embedder
+) -> None:
+    disk, away = folder / "disk", folder.with_name("away")
+    (disk / "deep").mkdir(parents=True)
+    (disk / "d.mp4").write_bytes(b"on the disk 2")
+    (disk / "deep" / "e.mp4").write_bytes(b"deeper 3")
+
+    def search() -> IndexUpdate:
+        listed = sorted(path for path in folder.rglob("*") if path.is_file())
+        # A file that is named need not be there: it says nothing about its folder.
+        return update_index(index, [*listed, disk / "never.mp4"], [folder, disk], embedder)
+
+    assert counts(search()) == (5, 0, 0, 0, 5)
+    disk.rename(away)
+    if left:
+        disk.mkdir()
+    found = search()
+    assert counts(found) == (0, 0, 3, 0, 0)
+    assert [path.name for path in found.current] == ["a.mp4", "b.mp4", "c.mp4"]
+    if left:
+        disk.rmdir()
+    away.rename(disk)
+    assert counts(search()) == (0, 0, 5, 0, 0)
+    (disk / "deep" / "e.mp4").rename(disk / "deep" / "f.mp4")  # of what has moved the old place is forgotten
+    assert counts(search()) == (1, 0, 4, 1, 0)
+    assert len(index.paths()) == 5
+
+
 def test_a_file_in_the_folder_that_was_not_listed_is_kept(index: IndexFile, folder: Path, embedder: Embedder) -> None:
     (folder / "no_suffix").write_bytes(b"by name 1")
     update(index, folder, embedder)
