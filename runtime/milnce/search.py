@@ -75,8 +75,10 @@ def score(queries: NDArray[np.float32], embedding: NDArray[np.float32]) -> NDArr
         for number, query in enumerate(queries):
             # einsum and not `@`: BLAS may sum the same row in another order at another place of the matrix, and then
             # equal rows would not tie.
-            scores[start : start + len(rows), number] = np.einsum("nd,d->n", rows, query, optimize=False)
-        _check_finite(scores[start : start + len(rows)], rows, start)
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
+                scored = np.einsum("nd,d->n", rows, query, optimize=False)
+            _check_finite(scored, rows, query, start)
+            scores[start : start + len(rows), number] = scored
     return scores
 
 
@@ -175,10 +177,15 @@ def distinct(spans_s: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.sort(np.unique(spans_s, axis=0, return_index=True)[1])
 
 
-def _check_finite(scores: NDArray[np.float32], rows: NDArray[Any], start: int) -> None:
-    # Finite rows can still overflow to infinity in the product, but only from values near 1e19: refused as well.
+def _check_finite(scores: NDArray[np.float32], rows: NDArray[Any], query: NDArray[np.float32], start: int) -> None:
     if np.isfinite(scores).all():
         return
-    bad = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-    what = "holds NaN or infinity" if not np.isfinite(rows[bad]).all() else "gives an infinite score"
-    raise InputError(f"embedding row {start + bad} {what}; embed that video again")
+    bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+    if not np.isfinite(rows[bad]).all():
+        raise InputError(f"embedding row {start + bad} holds NaN or infinity; embed that video again")
+    # Finite values can still overflow in the product, but only from some near 1e19: the larger ones are no embedding's.
+    of_query, of_row = float(np.abs(query).max()), float(np.abs(rows[bad]).max())
+    raise InputError(
+        f"embedding row {start + bad} gives an infinite score: its values reach {of_row:.3g}, the query's "
+        f"{of_query:.3g}; {'make the query' if of_query > of_row else 'embed that video'} again"
+    )

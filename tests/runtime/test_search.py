@@ -95,11 +95,16 @@ def ones(*shape: int) -> Any:  # noqa: ANN401 - an array
         (np.full((1, 4), np.nan, np.float32), ones(2, 4), "the query holds NaN or infinity; make it again"),
         (ones(1, 16), broken(np.nan), "embedding row 4711 holds NaN or infinity; embed that video again"),
         (ones(1, 16), broken(-np.inf), "embedding row 4711 holds NaN or infinity"),
-        (ones(1, 16) * 1e30, broken(1e30), "embedding row 4711 gives an infinite score"),
+        (
+            ones(1, 16) * 1e30,
+            broken(2e30),
+            r"row 4711 gives an infinite score: its values reach 2e\+30, the query's 1e\+30; embed that video again",
+        ),
+        (ones(1, 4) * 3e38, ones(2, 4), r"row 0 .*: its values reach 1, the query's 3e\+38; make the query again"),
     ],
 )
 def test_refuses_what_cannot_be_scored(queries: Any, embedding: Any, message: str) -> None:  # noqa: ANN401
-    with np.errstate(over="ignore"), pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message):
         score(queries, embedding)
 
 
