@@ -266,7 +266,7 @@ def test_what_several_sources_hold_is_found_once(
 def test_the_one_window_of_a_short_video_is_found_once_too(tiny: Tiny, tmp_path: Path, run: Run) -> None:
     video, stored = make_video(tmp_path / "short.mp4", frames=3), tmp_path / "f.npz"  # the same window ten times over
     assert run("embed", "--bundle", tiny.path, "--out", stored, video).code == 0
-    result = run("search", "--bundle", tiny.path, "run", stored, video, "--json")
+    result = run("search", "--bundle", tiny.path, "run", stored, video, "--no-index", "--json")
     assert json.loads(result.stdout)["windows"] == 1
 
 
