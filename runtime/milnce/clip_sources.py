@@ -102,6 +102,8 @@ class StoredFeatures:
             features = read_features(path)
             _check_made_alike(path, features.metadata, model_digest, preset)
             stored.metadata[path] = features.metadata
+            made = features.metadata
+            range_s = (made.start_s or 0.0, np.inf if made.end_s is None else made.end_s)
             names = np.array(features.path)
             order = np.argsort(names, kind="stable")  # one video's windows may lie apart, and stay in order
             unique, first = np.unique(names[order], return_index=True)
@@ -111,7 +113,7 @@ class StoredFeatures:
                         f"{path}: holds the windows of {name}, as does another features file; leave out one"
                     )
                 spans_s = features.start_s[rows], features.end_s[rows]
-                stored._windows[name] = _Windows(*spans_s, features.embedding[rows])
+                stored._windows[name] = _Windows(*spans_s, features.embedding[rows], range_s)
         stored.names = NameIndex(stored._windows)
         return stored
 
@@ -122,11 +124,19 @@ class StoredFeatures:
             float32 (width,).
 
         Raises:
-            RangeError: if no window lies inside the clip.
+            RangeError: if only a stretch of the video is stored and the clip is not inside it, or no window lies
+                inside the clip.
         """
         windows = self._windows[name]
         start_s = 0.0 if clip.start_s is None else clip.start_s
         end_s = np.inf if clip.end_s is None else clip.end_s
+        from_s, to_s = windows.range_s
+        if start_s < from_s - _TOLERANCE_S or end_s > to_s + _TOLERANCE_S:
+            until = "its end" if to_s == np.inf else f"{to_s:g} s"
+            raise RangeError(
+                f"{name}: stored from {from_s:g} s to {until}, which the clip is not inside of; embed the video again "
+                "without --start-s and --end-s, or leave this features file out"
+            )
         inside = (windows.start_s >= start_s - _TOLERANCE_S) & (windows.end_s <= end_s + _TOLERANCE_S)
         if not inside.any():
             raise RangeError(
@@ -138,11 +148,15 @@ class StoredFeatures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Windows:
-    """The windows of one stored video: float64 (windows,), float64 (windows,), float32 (windows, width)."""
+    """The windows of one stored video: float64 (windows,), float64 (windows,), float32 (windows, width).
+
+    `range_s` is the stretch of the video that they were laid over.
+    """
 
     start_s: NDArray[np.float64]
     end_s: NDArray[np.float64]
     embedding: NDArray[np.float32]
+    range_s: tuple[float, float]
 
 
 class FoundClips:

@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from milnce.errors import InputError, OutputError
 from milnce.feature_files import NpzSink, ParquetSink, Sink, import_pyarrow, read_npz, read_parquet
 from milnce.files import check_absent, check_writable
+from milnce.json_fields import brief
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     from milnce.pipeline import WindowSpan
 
 SUFFIXES = (".npz", ".parquet")
+
+# Of the metadata's fields; the others are text.
+_METADATA_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "preset": ((dict,), "an object"),
+    "start_s": ((int, float, NoneType), "seconds or null"),
+    "end_s": ((int, float, NoneType), "seconds or null"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,9 @@ class FeaturesMetadata:
         backend: Which backend and device ran the model.
         precision: Precision it ran in, such as "fp32".
         milnce_version: Release that wrote the file.
+        start_s: Where embedding began in each video, in seconds; None is the video's start. Files of before this was
+            stored have neither, and are taken for whole videos.
+        end_s: Where it stopped in each video, in seconds; None is the video's end.
     """
 
     model_digest: str
@@ -53,6 +65,8 @@ class FeaturesMetadata:
     backend: str
     precision: str
     milnce_version: str
+    start_s: float | None = None
+    end_s: float | None = None
 
     def to_json(self) -> str:
         """Return the text that is stored beside the columns."""
@@ -63,17 +77,23 @@ class FeaturesMetadata:
         """Read `to_json`'s text.
 
         Raises:
-            InputError: if it is not an object with the fields above.
+            InputError: if it is not an object with the fields above, each of its type.
         """
         try:
             value = json.loads(text)
         except ValueError as error:
             raise InputError(f"metadata is not JSON: {error}") from error
         names = [item.name for item in fields(cls)]
-        if not isinstance(value, dict) or not set(names) <= set(value):
-            raise InputError(f"metadata must be an object with {names}")
+        needed = [item.name for item in fields(cls) if item.default is MISSING]
+        if not isinstance(value, dict) or not set(needed) <= set(value):
+            raise InputError(f"metadata must be an object with {needed}")
         # Surplus names are a newer release's additions, and harmless.
-        return cls(**{name: value[name] for name in names})
+        known = {name: value[name] for name in names if name in value}
+        for name, given in known.items():
+            expected, words = _METADATA_TYPES.get(name, ((str,), "text"))
+            if not isinstance(given, expected) or isinstance(given, bool):
+                raise InputError(f"metadata: {name} is {brief(given)}; {words} expected")
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)

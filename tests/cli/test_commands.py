@@ -147,6 +147,7 @@ def test_embed_takes_presets_strides_and_times(tiny: Tiny, videos: Path, tmp_pat
     assert features.start_s[0] == pytest.approx(0.5, abs=0.05)
     np.testing.assert_allclose(np.diff(features.start_s), 0.4, atol=0.05)
     assert features.metadata.preset["stride_frames"] == 4
+    assert (features.metadata.start_s, features.metadata.end_s) == (0.5, 2)
 
 
 def test_embed_does_the_good_files_and_reports_the_others(tiny: Tiny, videos: Path, tmp_path: Path, run: Run) -> None:

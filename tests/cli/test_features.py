@@ -8,6 +8,7 @@ import resource
 import sys
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,6 +270,32 @@ def test_columns_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
             read_features(tmp_path / "f.npz")
     np.savez(tmp_path / "f.npz", **good)
     assert isinstance(read_features(tmp_path / "f.npz"), Features)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_digest": 12}, "f.npz: metadata: model_digest is 12; text expected; embed the videos again"),
+        ({"preset": None}, "metadata: preset is None; an object expected"),
+        ({"precision": True}, "metadata: precision is True; text expected"),
+        ({"start_s": "0"}, "metadata: start_s is '0'; seconds or null expected"),
+        ({"end_s": True}, "metadata: end_s is True; seconds or null expected"),
+    ],
+)
+def test_metadata_of_the_wrong_type_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write(tmp_path / "f.npz", {"a.mp4": 1})
+    columns = dict(np.load(tmp_path / "f.npz"))
+    np.savez(tmp_path / "f.npz", **{**columns, "metadata": json.dumps({**json.loads(METADATA.to_json()), **changes})})
+    with pytest.raises(InputError, match=message):
+        read_features(tmp_path / "f.npz")
+
+
+def test_metadata_of_older_files_and_of_newer_ones_is_read() -> None:
+    older = json.loads(METADATA.to_json())
+    del older["start_s"], older["end_s"]
+    assert FeaturesMetadata.from_json(json.dumps({**older, "newer": 1})) == METADATA
+    part = replace(METADATA, start_s=0.5, end_s=2)
+    assert FeaturesMetadata.from_json(part.to_json()) == part
 
 
 def test_embeddings_are_stored_so_that_tools_can_map_them(tmp_path: Path) -> None:

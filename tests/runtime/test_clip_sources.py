@@ -13,7 +13,7 @@ from helpers.videos import make_video
 from milnce import pipeline
 from milnce.captions import Clip
 from milnce.clip_sources import NameIndex, StoredFeatures, mean_of_windows
-from milnce.errors import InputError
+from milnce.errors import InputError, RangeError
 from milnce.evaluation import embed_clips, evaluate
 from milnce.features import Features, FeaturesMetadata, FeatureWriter, read_features
 from milnce.pipeline import WindowSpan
@@ -37,7 +37,8 @@ def store(model: Model, path: Path, videos: list[Path], preset: Preset = PRESET,
         milnce_version="0",
     )
     with FeatureWriter(path, replace(metadata, **changes)) as writer:
-        for item in model.embed_files(videos, preset=preset):
+        range_s = {name: changes[name] for name in ("start_s", "end_s") if name in changes}
+        for item in model.embed_files(videos, preset=preset, **range_s):
             writer.append(item.path, item.windows, item.embedding, item.mixed_5c)
         writer.commit()
     return path
@@ -98,6 +99,25 @@ def test_a_clip_takes_the_stored_windows_inside_it(model: Model, folder: Path, t
     clips = embed_clips(model, captions, preset=sliding, stored=stored)
     assert "a.mp4: none of its 19 stored windows lies from 0.5 s to 0.8 s; embed its clips" in str(clips.error[0])
     assert evaluate(model, captions, clips).queries_lost == 1
+
+
+def test_a_stored_stretch_is_not_taken_for_the_whole_video(model: Model, folder: Path, tmp_path: Path) -> None:
+    sliding = get_preset("sliding", frames=4, size=32, stride_frames=2)
+    path = store(model, tmp_path / "f.npz", [folder / "a.mp4"], sliding, start_s=0.5, end_s=1.5)
+    stored, name = read(model, path, preset=sliding), str(folder / "a.mp4")
+    for clip in (whole("a"), Clip("a", None, 1.5), Clip("a", 0.4, 1.5), Clip("a", 0.5, 1.6), Clip("a", 0.5, None)):
+        with pytest.raises(RangeError, match=r"a\.mp4: stored from 0\.5 s to 1\.5 s, which the clip is not inside of"):
+            stored.embed(name, clip)
+    inside = stored.embed(name, Clip("a", 0.5, 1.5))
+    (item,) = model.embed_files([folder / "a.mp4"], preset=sliding, start_s=0.5, end_s=1.5)
+    np.testing.assert_array_equal(inside, mean_of_windows(item.embedding))
+    begun = read(model, store(model, tmp_path / "g.npz", [folder / "a.mp4"], sliding, start_s=0.5), preset=sliding)
+    with pytest.raises(RangeError, match=r"stored from 0\.5 s to its end"):
+        begun.embed(name, whole("a"))
+    begun.embed(name, Clip("a", 0.5, None))
+    stopped = read(model, store(model, tmp_path / "h.npz", [folder / "a.mp4"], sliding, end_s=1), preset=sliding)
+    with pytest.raises(RangeError, match=r"stored from 0 s to 1 s"):
+        stopped.embed(name, whole("a"))
 
 
 def handmade(path: Path, windows: list[tuple[str, float, float]], embedding: Any) -> Features:  # noqa: ANN401  # an array

@@ -82,7 +82,7 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
         results = functools.partial(
             embed_files, model, files, preset=sampling, batch_size=batch_size, start_s=start_s, end_s=end_s
         )
-        with FeatureWriter(out, _metadata(model, sampling), overwrite=overwrite) as writer:
+        with FeatureWriter(out, _metadata(model, sampling, start_s, end_s), overwrite=overwrite) as writer:
             with FileProgress(len(files)) as progress:
                 for item in results(on_window=progress.on_window):
                     progress.on_file()
@@ -100,7 +100,7 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
         raise typer.Exit(EXIT_FAILED)
 
 
-def _metadata(model: Model, preset: Preset) -> FeaturesMetadata:
+def _metadata(model: Model, preset: Preset, start_s: float | None, end_s: float | None) -> FeaturesMetadata:
     from milnce import __version__  # noqa: PLC0415
     from milnce.features import FeaturesMetadata  # noqa: PLC0415
 
@@ -112,6 +112,8 @@ def _metadata(model: Model, preset: Preset) -> FeaturesMetadata:
         backend=f"{model.backend.name} {model.backend.device}",
         precision=model.backend.precision,
         milnce_version=__version__,
+        start_s=start_s,
+        end_s=end_s,
     )
 
 
