@@ -1,4 +1,4 @@
-"""Train the demo model: `python -m milnce_convert.demo.train --seed 0 --out engines/demo`.
+"""Train the demo model: `python -m milnce_convert.demo.train --seed 0`.
 
 Ctrl-C stops, the same command goes on. Needs the extras `convert`, `video` and `train`.
 """
@@ -76,6 +76,8 @@ def _export(trainer: Trainer, work: Path, destination: Path, clips: int, *, over
     weights, words = work / "weights.pth", work / "vocabulary.txt"
     trainer.save_weights(weights, words)
     options = ExportOptions(
+        # One precision and one form keep it small enough to commit; `milnce_convert.half` adds FP16.
+        precisions=("fp32",),
         input_forms=("uint8",),
         max_words=MAX_WORDS,
         overwrite=overwrite,
