@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".parquet")
 
+_ROWS_AT_ONCE = 4096  # checked at a time, which bounds the memory
+
 # Of the metadata's fields; the others are text.
 _METADATA_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "preset": ((dict,), "an object"),
@@ -229,12 +231,13 @@ def read_features(path: Path) -> Features:
     """Read a features file.
 
     Raises:
-        InputError: if the suffix is unknown, or the file is missing, damaged or not a features file.
+        InputError: if the suffix is unknown, or the file is missing, damaged or not a features file; or if a window's
+            times are no times, or its features hold NaN or infinity.
         MissingDependencyError: if it is Parquet and pyarrow is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: {_suffix_message(path)}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
         raise InputError(f"{path}: no such features file; `milnce embed` writes one")
     columns = read_npz(path) if path.suffix.lower() == ".npz" else read_parquet(path)
     rows = len(columns["path"])
@@ -253,7 +256,27 @@ def read_features(path: Path) -> Features:
         metadata = FeaturesMetadata.from_json(columns.pop("metadata"))
     except InputError as error:
         raise InputError(f"{path}: {error}; embed the videos again") from error
-    return Features(**{**columns, "path": tuple(columns["path"])}, metadata=metadata)
+    features = Features(**{**columns, "path": tuple(columns["path"])}, metadata=metadata)
+    _check_windows(path, features)
+    return features
+
+
+def _check_windows(path: Path, features: Features) -> None:
+    """Refuse a window that lies nowhere or is no number, and name it."""
+    for first in range(0, len(features.path), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        start_s, end_s = features.start_s[rows], features.end_s[rows]
+        sound = {
+            "times": (start_s >= 0) & (start_s <= end_s) & (end_s < np.inf),  # also False for NaN
+            "embedding": np.isfinite(features.embedding[rows]).all(axis=1),
+            "mixed_5c": np.isfinite(features.mixed_5c[rows]).all(axis=1),
+        }
+        for name, good in sound.items():
+            if not good.all():
+                row = first + int(good.argmin())
+                span = f"from {features.start_s[row]:g} s to {features.end_s[row]:g} s"
+                wrong = "has impossible times" if name == "times" else f"holds NaN or infinity in {name}"
+                raise InputError(f"{path}: the window of {features.path[row]} {span} {wrong}; embed that video again")
 
 
 def _suffix_message(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import resource
 import sys
 import tracemalloc
@@ -288,6 +289,30 @@ def test_metadata_of_the_wrong_type_is_refused(changes: dict[str, Any], message:
     np.savez(tmp_path / "f.npz", **{**columns, "metadata": json.dumps({**json.loads(METADATA.to_json()), **changes})})
     with pytest.raises(InputError, match=message):
         read_features(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("start_s", np.nan, "the window of b from nan s to 4.8 s has impossible times"),
+        ("start_s", -1, "from -1 s to 4.8 s has impossible times"),
+        ("start_s", 5, "from 5 s to 4.8 s has impossible times"),
+        ("end_s", np.inf, "from 1.6 s to inf s has impossible times"),
+        ("embedding", np.nan, "the window of b from 1.6 s to 4.8 s holds NaN or infinity in embedding; embed that"),
+        ("mixed_5c", -np.inf, "the window of b from 1.6 s to 4.8 s holds NaN or infinity in mixed_5c"),
+    ],
+)
+def test_a_window_that_is_no_number_is_named(
+    column: str, value: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milnce.features._ROWS_AT_ONCE", 2)
+    write(tmp_path / "f.npz", {"a": 3, "b": 2})
+    columns = dict(np.load(tmp_path / "f.npz"))
+    columns[column][4] = value
+    np.savez(tmp_path / "f.npz", **columns)
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
+        read_features(tmp_path / "f.npz")
+    assert str(refused.value).startswith(str(tmp_path / "f.npz"))
 
 
 def test_metadata_of_older_files_and_of_newer_ones_is_read() -> None:
