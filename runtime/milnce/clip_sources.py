@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # Windows and captions state times to microseconds; sums of floats are off by less.
 _TOLERANCE_S = 1e-6
+# How much later than a video's last window a clip may end: the reference's windows end 0.4 s before the video does, and
+# a container may last a little longer than its pictures.
+_PAST_LAST_WINDOW_S = 1.5
 
 
 class NameIndex:
@@ -82,6 +86,8 @@ class StoredFeatures:
     metadata: dict[Path, FeaturesMetadata] = field(default_factory=dict)
     names: NameIndex = field(default_factory=lambda: NameIndex(()))
     _windows: dict[str, _Windows] = field(default_factory=dict)
+    _frames: int = 1
+    _many_windows: bool = False
 
     @classmethod
     def read(cls, paths: Sequence[Path], *, model_digest: str, preset: Preset) -> StoredFeatures:
@@ -97,7 +103,8 @@ class StoredFeatures:
                 a folder has none.
             MissingDependencyError: if one is Parquet and pyarrow is not installed.
         """
-        stored = cls()
+        many = preset.stride_frames is not None or (preset.windows or 1) > 1
+        stored = cls(_frames=preset.frames, _many_windows=many)
         for path in _features_files(paths):
             features = read_features(path)
             _check_made_alike(path, features.metadata, model_digest, preset)
@@ -124,8 +131,8 @@ class StoredFeatures:
             float32 (width,).
 
         Raises:
-            RangeError: if only a stretch of the video is stored and the clip is not inside it, or no window lies
-                inside the clip.
+            RangeError: if only a stretch of the video is stored and the clip is not inside it, the clip ends well
+                after the last window, or no window lies inside the clip.
         """
         windows = self._windows[name]
         start_s = 0.0 if clip.start_s is None else clip.start_s
@@ -137,7 +144,13 @@ class StoredFeatures:
                 f"{name}: stored from {from_s:g} s to {until}, which the clip is not inside of; embed the video again "
                 "without --start-s and --end-s, or leave this features file out"
             )
-        inside = (windows.start_s >= start_s - _TOLERANCE_S) & (windows.end_s <= end_s + _TOLERANCE_S)
+        last_s = windows.end_s.max()
+        # One window says nothing about where its video ends.
+        if self._many_windows and clip.end_s is not None and end_s > last_s + _PAST_LAST_WINDOW_S:
+            raise RangeError(f"{name}: the clip ends at {end_s:g} s, but the last stored window ends at {last_s:g} s")
+        # A stretch that is decoded is rounded to whole sampled frames, so its last window may end half of one after it.
+        half_frame_s = (windows.end_s - windows.start_s) / (2 * self._frames)
+        inside = (windows.start_s >= start_s - _TOLERANCE_S) & (windows.end_s <= end_s + half_frame_s + _TOLERANCE_S)
         if not inside.any():
             raise RangeError(
                 f"{name}: none of its {len(inside)} stored windows lies from {start_s:g} s to {end_s:g} s; embed its "
@@ -228,10 +241,13 @@ def mean_of_windows(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
 def _features_files(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
             found[path] = None
             continue
-        inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+        try:
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+        except OSError as error:
+            raise InputError(f"{path}: the folder cannot be read ({error.strerror}); make it readable") from error
         if not inside:
             raise InputError(f"{path}: no features file in this folder; looked for {' and '.join(SUFFIXES)}")
         found.update(dict.fromkeys(inside))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 import numpy as np
 
 from milnce.clip_sources import FoundClips, mean_of_windows
-from milnce.errors import InputError, MilnceError, RangeError, UnknownWordsWarning
+from milnce.errors import InputError, MilnceError, NonFiniteError, RangeError, UnknownWordsWarning
 from milnce.metrics import collaborative_experts, mil_nce, rank_embeddings
 
 if TYPE_CHECKING:
@@ -203,9 +203,20 @@ def embed_clips(
                 progress.on_file()
             errors[number] = item.error
             rows[number] = mean_of_windows(item.embedding) if item.error is None else None
+    for number, row in enumerate(rows):
+        if row is not None and not _can_be_scored(row):
+            values = f"its mean embedding reaches {np.abs(row).max():.0e}, which gives no finite scores"
+            errors[number] = NonFiniteError(f"{captions.clips[number].video}: {values}; embed that video again")
+            rows[number] = None
     width = next((len(row) for row in rows if row is not None), 0)
     embedding = np.stack([np.zeros(width, np.float32) if row is None else row for row in rows])
     return ClipEmbeddings(embedding, tuple(errors), tuple(found.path), tuple(name is not None for name in found.stored))
+
+
+def _can_be_scored(embedding: NDArray[np.float32]) -> bool:
+    """Whether the squared length is finite: then so is the score with any sentence of like length."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.dot(embedding, embedding)))
 
 
 def evaluate(

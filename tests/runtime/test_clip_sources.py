@@ -130,13 +130,57 @@ def handmade(path: Path, windows: list[tuple[str, float, float]], embedding: Any
     return read_features(path)
 
 
-def test_times_are_compared_to_the_microsecond(tmp_path: Path) -> None:
-    starts = [0.3 - 1e-9, 0.3 - 2e-6, 0.3, 0.3]
-    ends = [0.7 + 1e-9, 0.7, 0.7 + 2e-6, 0.7]
-    windows = [("a", start_s, end_s) for start_s, end_s in zip(starts, ends, strict=True)]
-    handmade(tmp_path / "f.npz", windows, np.diag(np.array([1, 10, 100, 1000], np.float32)))
+def test_starts_are_compared_to_the_microsecond_and_ends_to_half_a_sampled_frame(tmp_path: Path) -> None:
+    # Windows of 0.4 s and 4 frames, so half a frame is 0.05 s; decoding rounds a stretch to frames in the same way.
+    starts = [0.3 - 1e-9, 0.3 - 2e-6, 0.35 + 1e-9, 0.35 + 4e-6, 0.3]
+    windows = [("a", start_s, start_s + 0.4) for start_s in starts]
+    handmade(tmp_path / "f.npz", windows, np.diag(np.array([1, 10, 100, 1000, 2], np.float32)))
     stored = StoredFeatures.read([tmp_path / "f.npz"], model_digest="digest", preset=PRESET)
-    assert stored.embed("a", Clip("a", 0.3, 0.7)).tolist() == [0.5, 0, 0, 500]
+    assert (3 * stored.embed("a", Clip("a", 0.3, 0.7))).tolist() == pytest.approx([1, 0, 100, 0, 2])
+
+
+@pytest.mark.parametrize("end_s", [2.96, 2.8, 2.0])
+def test_a_clip_to_the_very_end_has_the_same_windows_stored_and_decoded(
+    end_s: float, model: Model, tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "v.mp4", frames=74)  # 2.96 s, 29.6 sampled frames: decoded as 30
+    sliding = get_preset("sliding", frames=4, size=32, stride_frames=2)
+    captions = captions_of((Clip("v", None, end_s), "run"))
+    stored = read(model, store(model, tmp_path / "f.npz", [video], sliding), preset=sliding)
+    kept = embed_clips(model, captions, preset=sliding, stored=stored)
+    assert kept.error == (None,)
+    decoded = embed_clips(model, captions, preset=sliding, videos=[video])
+    np.testing.assert_array_equal(kept.embedding, decoded.embedding)
+
+
+def test_an_end_far_beyond_the_video_fails_stored_as_it_does_decoded(
+    model: Model, folder: Path, tmp_path: Path
+) -> None:
+    captions = captions_of((Clip("a", None, 40.0), "run"))
+    decoded = embed_clips(model, captions, preset=PRESET, videos=[folder / "a.mp4"])
+    assert "end_s=40.0 is beyond the end; the video lasts 4.000 s" in str(decoded.error[0])
+    for preset in (PRESET, get_preset("sliding", frames=4, size=32, stride_frames=2)):
+        features = store(model, tmp_path / f"{preset.name}.npz", [folder / "a.mp4"], preset)
+        stored = read(model, features, preset=preset)
+        clips = embed_clips(model, captions, preset=preset, stored=stored)
+        assert "a.mp4: the clip ends at 40 s, but the last stored window ends at " in str(clips.error[0])
+        stored.embed(str(folder / "a.mp4"), Clip("a", None, 4.0))
+    one = get_preset("milnce-native", frames=4, size=32, windows=1)  # it does not show where the video ends
+    stored = read(model, store(model, tmp_path / "one.npz", [folder / "a.mp4"], one), preset=one)
+    assert embed_clips(model, captions, preset=one, stored=stored).error == (None,)
+
+
+def test_a_clip_whose_mean_gives_no_scores_fails_alone(model: Model, tmp_path: Path) -> None:
+    embedding = np.ones((2, 8), np.float32)
+    embedding[1] = 3e38
+    handmade(tmp_path / "f.npz", [("a", 0.0, 0.8), ("b", 0.0, 0.8)], embedding)
+    stored = StoredFeatures.read([tmp_path / "f.npz"], model_digest="digest", preset=PRESET)
+    captions = captions_of((whole("a"), "run"), (whole("b"), "cut"), (whole("b"), "open"))
+    clips = embed_clips(model, captions, preset=PRESET, stored=stored)
+    result = evaluate(model, captions, clips)
+    message = "b: its mean embedding reaches 3e+38, which gives no finite scores; embed that video again"
+    assert [(str(item.error), item.queries) for item in result.failed] == [(message, 2)]
+    assert len(result.asked) == 1
 
 
 def test_windows_that_lie_apart_in_a_file_are_averaged_in_their_order(tmp_path: Path) -> None:
