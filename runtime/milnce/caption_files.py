@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {"commas": ",", "semicolons": ";", "tabs": "\t", "bars": "|"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 
 
@@ -23,7 +25,7 @@ class Row:
     """One row.
 
     Attributes:
-        number: 1 for the first row under the header.
+        number: 1 for the first row under the header; blank lines count.
         cells: Values by column: text, or from Parquet whatever it holds. None for an empty Parquet cell.
         fault: What is wrong with the row as such, or None.
     """
@@ -49,13 +51,24 @@ class CaptionFile:
         suffix = path.suffix.lower()
         if suffix not in SUFFIXES:
             raise InputError(f"{path}: suffix {path.suffix!r} given; a captions file ends in {', '.join(SUFFIXES)}")
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
             raise InputError(f"{path}: no such captions file")
         self._delimiter = DELIMITERS.get(suffix)
         self.columns = self._parquet_columns() if self._delimiter is None else self._csv_columns()
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        if "" in twice:
+            raise InputError(f"{path}: {self.columns.count('')} columns have no name; name or remove them")
         if twice:
             raise InputError(f"{path}: column {', '.join(twice)} is there twice; rename one")
+
+    @property
+    def delimiter_hint(self) -> str | None:
+        """What to do if the columns look to be separated by something else than the suffix says; None if not."""
+        if self._delimiter is None or len(self.columns) > 1:
+            return None
+        found = [name for name, sign in _SEPARATORS.items() if sign != self._delimiter and sign in self.columns[0]]
+        wanted = {",": "commas in a .csv file", "\t": "tabs in a .tsv file"}[self._delimiter]
+        return f"Its first line has {' and '.join(found)}; {wanted} expected, so save it with these" if found else None
 
     def rows(self, columns: Collection[str]) -> Iterator[Row]:
         """Read the rows with at least `columns`, which must be there.
@@ -69,15 +82,17 @@ class CaptionFile:
         with self._reading() as reader:
             header: list[str] | None = next(reader, None)
         if not header:
-            raise InputError(f"{self.path}: empty; a first line with the names of the columns expected")
+            what = "empty" if header is None else "its first line is blank"
+            raise InputError(f"{self.path}: {what}; a first line with the names of the columns expected")
         return [name.strip() for name in header]
 
     def _csv_rows(self) -> Iterator[Row]:
         with self._reading() as reader:
             next(reader)
-            lines = (cells for cells in reader if cells)  # the csv module gives [] for an empty line
-            for number, cells in enumerate(lines, 1):
-                expected = len(self.columns)
+            expected = len(self.columns)
+            for number, cells in enumerate(reader, 1):
+                if not cells:  # as the csv module reads a blank line
+                    continue
                 fault = None if len(cells) == expected else f"has {len(cells)} cells, and the header {expected}"
                 # Fewer cells than columns are a fault, and said to be one.
                 yield Row(number, dict(zip(self.columns, cells, strict=False)), fault)
@@ -114,5 +129,7 @@ class CaptionFile:
         try:
             with parquet.ParquetFile(self.path) as file:
                 yield file
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path}: damaged, its text is not UTF-8 ({error})") from error
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{self.path}: damaged, or not Parquet ({error})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 from milnce.caption_files import CaptionFile
@@ -26,7 +27,7 @@ class Clip:
 
     Attributes:
         video: The video's name as the captions give it: a path or its end, with or without suffix.
-        start_s: Where it starts, in seconds; None is the video's start.
+        start_s: Where it starts, in seconds; None is the video's start, and what `read_captions` makes of 0.
         end_s: Where it ends, in seconds; None is the video's end.
     """
 
@@ -46,7 +47,7 @@ class Caption:
     """One sentence about one clip.
 
     Attributes:
-        row: The file's row it is from, 1 for the first under the header.
+        row: The file's row it is from, 1 for the first under the header; blank lines count.
         text: The sentence.
         clip: Number of its clip in `Captions.clips`.
         query: Whether it is asked; if not, it only adds its clip to the candidates.
@@ -100,7 +101,7 @@ class CaptionColumns:
         video: The column with the video's name; or, with columns in braces, a pattern for it.
         caption: The column with the sentence.
         start: The column with the start in seconds. None takes "start" if there is such a column, else whole videos.
-        end: The column with the end in seconds; None as for `start`.
+        end: The column with the end in seconds; None as for `start`. One of the two alone must be named.
         where: (column, value) pairs: rows that differ in one of them are not read.
         queries: (column, value) pairs: only captions of rows with all of them are asked; the clips of the others are
             candidates all the same.
@@ -174,6 +175,7 @@ class _Reader:
     times: tuple[str, ...] = field(init=False)
     _start: str | None = field(init=False)
     _end: str | None = field(init=False)
+    _video_columns: list[str] = field(init=False)
     _first_row: dict[tuple[Clip, str], int] = field(default_factory=dict)
     _values: dict[str, dict[str, None]] = field(default_factory=dict)
     _read: int = 0
@@ -183,14 +185,25 @@ class _Reader:
         self._start = names.start or ("start" if "start" in there else None)
         self._end = names.end or ("end" if "end" in there else None)
         self.times = tuple(filter(None, (self._start, self._end)))
-        in_pattern = _COLUMN_IN_BRACES.findall(names.video)
-        filters = [column for column, _ in (*names.where, *names.queries)]
-        self.needed = {*(in_pattern or [names.video]), names.caption, *self.times, *filters}
+        self._video_columns = _COLUMN_IN_BRACES.findall(names.video) or [names.video]
+        self.needed = {*self._video_columns, names.caption, *self.times}
+        options = "with --video-column, --caption-column, --start-column and --end-column"
+        filters = {column for column, _ in (*names.where, *names.queries)}
+        if self.needed <= set(there):
+            options = "in --where and --queries"
+        self.needed |= filters
         missing = sorted(self.needed - set(there))
         if missing:
+            names_there = f"there are {', '.join(there)}" if len(there) > 1 else f"there is only {there[0]!r}"
             raise InputError(
-                f"{self.file.path}: no column {', '.join(missing)}; there are {', '.join(there)}. Name the right ones "
-                "with --video-column, --caption-column, --start-column and --end-column"
+                f"{self.file.path}: no column {', '.join(missing)}; {names_there}. "
+                f"{self.file.delimiter_hint or f'Name the right ones {options}'}"
+            )
+        if len(self.times) == 1 and names.start is None and names.end is None:
+            other = "end" if self._start else "start"
+            raise InputError(
+                f"{self.file.path}: there is a column {self.times[0]} and none named {other}. Name the one with "
+                f"--{other}-column; or name --{self.times[0]}-column {self.times[0]}, if {other}s are left open"
             )
 
     def add(self, row: Row) -> None:
@@ -203,6 +216,10 @@ class _Reader:
 
     def _add(self, row: Row) -> str | None:
         """Take a row, or return why it cannot be taken."""
+        for name in (*self._video_columns, self.names.caption):
+            cell = row.cells[name]
+            if cell is not None and not isinstance(cell, (str, Number)):
+                return f"{name} is a {type(cell).__name__}; text expected"
         video, text = self._video(row.cells), _text(row.cells[self.names.caption])
         if video is None or not text:
             return f"its {'video' if video is None else 'caption'} is empty"
@@ -213,7 +230,7 @@ class _Reader:
             if seconds is not None and not 0 <= seconds < math.inf:  # also for NaN, which stands for no number
                 return f"{column} is {value!r}; a number of seconds of at least 0 expected"
             times.append(seconds)
-        clip = Clip(video, *times)
+        clip = Clip(video, times[0] or None, times[1])  # a start of 0 is the video's start, so that they are one clip
         if clip.end_s is not None and clip.end_s <= (clip.start_s or 0):
             return f"its start {clip.start_s or 0:g} s is not before its end {clip.end_s:g} s"
         first = self._first_row.setdefault((clip, text), row.number)
@@ -224,11 +241,10 @@ class _Reader:
         return None
 
     def _video(self, cells: Mapping[str, Any]) -> str | None:
-        columns = _COLUMN_IN_BRACES.findall(self.names.video)
-        parts = {column: _text(cells[column]) for column in columns or [self.names.video]}
+        parts = {column: _text(cells[column]) for column in self._video_columns}
         if not all(parts.values()):
             return None
-        if not columns:
+        if self._video_columns == [self.names.video]:
             return parts[self.names.video]
         return _COLUMN_IN_BRACES.sub(lambda match: parts[match[1]], self.names.video)
 
@@ -265,9 +281,10 @@ def _text(value: object) -> str:
 
 def _seconds(value: object) -> float | None:
     """Return a cell's number, None for an empty cell, and NaN for what is no number."""
-    if value is None or not str(value).strip():
+    text = "" if value is None else str(value).strip()
+    if not text:
         return None
     try:
-        return float(str(value))
+        return math.nan if "_" in text else float(text)  # Python's 1_0 is nobody's 10
     except ValueError:
         return math.nan

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -53,7 +56,7 @@ def test_several_rows_with_the_same_clip_are_captions_of_one_clip(tmp_path: Path
         "video,start,end,caption\na.mp4,0,2.5,open door\nb,,,run\na.mp4,0.0,2.50,the door\na.mp4,2.5,,pour water\n",
     )
     captions = read_captions(path)
-    assert captions.clips == (Clip("a.mp4", 0.0, 2.5), Clip("b", None, None), Clip("a.mp4", 2.5, None))
+    assert captions.clips == (Clip("a.mp4", None, 2.5), Clip("b", None, None), Clip("a.mp4", 2.5, None))
     assert captions.captions == (
         Caption(1, "open door", 0, query=True),
         Caption(2, "run", 1, query=True),
@@ -133,6 +136,7 @@ HEADER = "video,start,end,caption\n"
         ("a,,0:47,run", "end is '0:47'; a number of seconds"),
         ("a,-1,2,run", "start is '-1'; a number of seconds of at least 0"),
         ("a,nan,2,run", "start is 'nan'"),
+        ("a,1_0,20,run", "start is '1_0'; a number of seconds"),
         ("a,1,inf,run", "end is 'inf'"),
         ("a,1,2", "has 3 cells, and the header 4"),
         ("a,1,2,run, fast", "has 5 cells, and the header 4"),
@@ -176,14 +180,102 @@ def test_missing_text_in_parquet_is_no_word(tmp_path: Path) -> None:
     path = table(
         tmp_path, video=["a", "b", "c"], caption=pa.array(["run", None, "cut"]), start=[0.0, 0.0, float("nan")]
     )
-    captions = read_captions(path, skip_bad_rows=True)
+    captions = read_captions(path, CaptionColumns(start="start"), skip_bad_rows=True)
     assert [(item.row, item.reason[:20]) for item in captions.excluded] == [
         (2, "its caption is empty"),
         (3, "start is nan; a numb"),
     ]
     numbers = table(tmp_path, video=["a", "b"], caption=pa.array([float("nan"), 2.0]), start=[True, True])
     with pytest.raises(InputError, match=r"row 1: its caption is empty\n  row 2: start is True; a number"):
-        read_captions(numbers)
+        read_captions(numbers, CaptionColumns(start="start"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("caption", ["run", "go"], "caption is a list; text expected"),
+        ("caption", b"run", "caption is a bytes; text expected"),
+        ("caption", {"en": "run"}, "caption is a dict; text expected"),
+        ("video", ["a"], "video is a list; text expected"),
+    ],
+)
+def test_a_cell_that_is_no_text_is_not_made_one(column: str, value: object, reason: str, tmp_path: Path) -> None:
+    path = table(tmp_path, **{"video": ["a"], "caption": ["run"], column: [value]})
+    with pytest.raises(InputError, match=f"row 1: {reason}"):
+        read_captions(path)
+    pattern = CaptionColumns(video="v/{video}") if column == "video" else None
+    with pytest.raises(InputError, match=f"row 1: {reason}"):
+        read_captions(path, pattern)
+
+
+def test_numbers_are_text(tmp_path: Path) -> None:
+    numbers = table(tmp_path, video=[7], caption=[Decimal("2.5")], split=[3])
+    read = read_captions(numbers, CaptionColumns(video="v/{video}", where=(("split", "3"),)))
+    assert sentences(read) == [("v/7", "2.5")]
+
+
+def test_text_that_is_not_utf_8_in_parquet_is_refused(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 4], np.int32)), pa.py_buffer(b"caf\xe9")]
+    )
+    path = table(tmp_path, video=["a"], caption=broken)
+    with pytest.raises(InputError, match=r"captions\.parquet: damaged, its text is not UTF-8"):
+        read_captions(path)
+
+
+def test_a_start_of_zero_is_the_start_of_the_video(tmp_path: Path) -> None:
+    path = written(tmp_path, f"{HEADER}a,,2,run\na,0,2,cut\na,0.0,,pour\na,,,open\na,-0.0,,run\n")
+    captions = read_captions(path)
+    assert captions.clips == (Clip("a", None, 2.0), Clip("a", None, None))
+    assert [caption.clip for caption in captions.captions] == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("start,stop", "column start and none named end. Name the one with --end-column; or name --start-column start"),
+        ("begin,end", "a column end and none named start. Name the one with --start-column; or name --end-column end"),
+    ],
+)
+def test_one_column_of_times_alone_is_not_guessed(header: str, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f"video,{header},caption\na,1,2,run\n")
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_captions(path)
+    first, second = header.split(",")
+    both = read_captions(path, CaptionColumns(start=first, end=second))
+    assert (both.clips, both.times) == ((Clip("a", 1, 2),), (first, second))
+    alone = CaptionColumns(start="start") if first == "start" else CaptionColumns(end="end")
+    assert len(read_captions(path, alone).times) == 1
+
+
+def test_blank_lines_count_as_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, f"{HEADER}\na,1,2,cut\n\n\nb,2,1,run\n")
+    captions = read_captions(path, skip_bad_rows=True)
+    assert [caption.row for caption in captions.captions] == [2]
+    assert [item.row for item in captions.excluded] == [5]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "hint"),
+    [
+        ("c.csv", "video;caption", "only 'video;caption'. Its first line has semicolons; commas in a .csv file"),
+        ("c.csv", "video\tcaption", "Its first line has tabs; commas in a .csv file expected, so save it with these"),
+        ("c.tsv", "video,caption", "Its first line has commas; tabs in a .tsv file expected"),
+        ("c.csv", "video", "there is only 'video'. Name the right ones with --video-column"),
+        ("c.csv", "video,caption;x", "there are video, caption;x. Name the right ones with --video-column"),
+    ],
+)
+def test_another_separator_is_seen(name: str, header: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)):
+        read_captions(written(tmp_path, f"{header}\na;run\n", name))
+
+
+@pytest.mark.parametrize("field", ["where", "queries"])
+def test_a_missing_column_of_a_filter_points_to_the_filters(field: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "video,caption\na,run\n")
+    filters: Any = {field: (("split", "test"),)}
+    with pytest.raises(InputError, match=r"no column split; .*Name the right ones in --where and --queries"):
+        read_captions(path, CaptionColumns(**filters))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +295,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(
     path = written(tmp_path, MSRVTT)
     with pytest.raises(InputError) as refused:
         read_captions(path, columns)
-    expected = f"{path}: no column {missing}; there are key, vid_key, video_id, sentence. Name the right ones with"
+    expected = f"{path}: no column {missing}; there are key, vid_key, video_id, sentence. Name the right ones "
     assert str(refused.value).startswith(expected)
 
 
@@ -221,7 +313,9 @@ def test_filters_that_leave_nothing_say_what_there_is(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "empty; a first line with the names of the columns expected"),
-        (b"\n", "empty; a first line"),
+        (b"\n", "its first line is blank; a first line with"),
+        (b"\nvideo,caption\n", "its first line is blank; a first line with"),
+        (b"video,caption,,\na,b,,\n", "2 columns have no name; name or remove them"),
         (b"video,caption\n", "no rows under the header"),
         (b"video,caption,video\na,b,c\n", "column video is there twice"),
         (b"video,caption\na,caf\xe9\n", "not UTF-8 .*; save it as UTF-8"),
