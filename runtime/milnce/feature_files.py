@@ -192,7 +192,13 @@ def read_parquet(path: Path) -> dict[str, Any]:
     if missing or metadata is None:
         what = missing or "the schema's milnce metadata"
         raise InputError(f"{path}: not a features file, {what} missing; `milnce embed` writes one")
-    columns: dict[str, Any] = {"path": table["path"].to_pylist(), "metadata": metadata.decode("utf-8", "replace")}
+    try:
+        paths = table["path"].to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: damaged, its paths are not UTF-8 ({error}); embed the videos again") from error
+    if not all(isinstance(item, str) for item in paths):
+        raise InputError(f"{path}: path must be text; embed the videos again")
+    columns: dict[str, Any] = {"path": paths, "metadata": metadata.decode("utf-8", "replace")}
     for name in COLUMNS[1:]:
         column = table[name].combine_chunks()
         if pyarrow.types.is_fixed_size_list(column.type):

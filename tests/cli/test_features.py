@@ -315,6 +315,21 @@ def test_a_window_that_is_no_number_is_named(
     assert str(refused.value).startswith(str(tmp_path / "f.npz"))
 
 
+def test_paths_in_parquet_must_be_text(tmp_path: Path) -> None:
+    write(tmp_path / "f.parquet", {"a.mp4": 1})
+    stored = parquet.read_table(tmp_path / "f.parquet")
+    buffers = [None, pa.py_buffer(np.array([0, 4], np.int32)), pa.py_buffer(b"caf\xe9")]
+    for column, message in (
+        (pa.Array.from_buffers(pa.string(), 1, buffers), "damaged, its paths are not UTF-8 .*; embed the videos again"),
+        (pa.array([3]), "path must be text; embed the videos again"),
+        (pa.array([None], pa.string()), "path must be text"),
+    ):
+        number = stored.schema.get_field_index("path")
+        parquet.write_table(stored.set_column(number, "path", column), tmp_path / "g.parquet")
+        with pytest.raises(InputError, match=rf"g\.parquet: {message}"):
+            read_features(tmp_path / "g.parquet")
+
+
 def test_metadata_of_older_files_and_of_newer_ones_is_read() -> None:
     older = json.loads(METADATA.to_json())
     del older["start_s"], older["end_s"]
