@@ -34,18 +34,18 @@ class NameIndex:
     """Finds files by the end of their path, with or without suffix.
 
     "x", "x.mp4", "226/x" and "validation/226/x.mp4" all name the file "data/validation/226/x.mp4", unless two files
-    have that end. A match with suffix goes before one without.
+    have that end; so does its absolute path. A match with suffix goes before one without.
 
     Args:
-        names: The paths, as text.
+        names: The paths, as text. One that is there in two spellings is one file, found as it is spelt first.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._by_last: dict[str, dict[str, PurePosixPath]] = {}
-        self._count = 0
-        for name in names:
-            path = PurePosixPath(name)
-            self._count += 1
+        whole = {os.path.abspath(name): name for name in reversed(list(names))}  # noqa: PTH100 - two links are two
+        self._count = len(whole)
+        for absolute, name in reversed(whole.items()):
+            path = PurePosixPath(absolute)
             for last in (path.name, path.stem):
                 self._by_last.setdefault(last, {})[name] = path
 
@@ -105,6 +105,7 @@ class StoredFeatures:
         """
         many = preset.stride_frames is not None or (preset.windows or 1) > 1
         stored = cls(_frames=preset.frames, _many_windows=many)
+        places: dict[str, str] = {}
         for path in _features_files(paths):
             features = read_features(path)
             _check_made_alike(path, features.metadata, model_digest, preset)
@@ -115,7 +116,8 @@ class StoredFeatures:
             order = np.argsort(names, kind="stable")  # one video's windows may lie apart, and stay in order
             unique, first = np.unique(names[order], return_index=True)
             for name, rows in zip(unique.tolist(), np.split(order, first[1:]), strict=True):
-                if name in stored._windows:
+                place = os.path.abspath(name)  # noqa: PTH100 - without following links
+                if places.setdefault(place, name) != name or name in stored._windows:
                     raise InputError(
                         f"{path}: holds the windows of {name}, as does another features file; leave out one"
                     )
@@ -215,11 +217,13 @@ class FoundClips:
                 with suppress(InputError):  # only a picture is wanted of it
                     shown = in_files.find(clip.video) or name
             self.path.append(None if shown is None else Path(shown))
-            if where is not None and names.setdefault(where, clip.video) != clip.video:
-                raise InputError(
-                    f"the captions call {where} both {names[where]!r} and {clip.video!r}, so its clips would be "
-                    "candidates twice; write the same name in every row"
-                )
+            # Also by the file: one name may be found among the stored videos and another only among the files.
+            for place in () if where is None or shown is None else (where, os.path.realpath(shown)):
+                if names.setdefault(place, clip.video) != clip.video:
+                    raise InputError(
+                        f"the captions call {where} both {names[place]!r} and {clip.video!r}, so its clips would be "
+                        "candidates twice; write the same name in every row"
+                    )
 
 
 def _missing(name: str, stored: StoredFeatures | None, files: int) -> str:

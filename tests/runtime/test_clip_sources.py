@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +22,6 @@ from milnce.pipeline import WindowSpan
 from milnce.video import get_preset
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from milnce.model import Model
     from milnce.video import Preset
 
@@ -279,3 +279,46 @@ def test_one_video_under_two_names_is_refused(model: Model, folder: Path) -> Non
         InputError, match=r"the captions call .*a\.mp4 both 'a' and 'a\.mp4'.*the same name in every row"
     ):
         embed_clips(model, captions, preset=PRESET, videos=videos_of(folder))
+
+
+def test_one_video_stored_and_as_a_file_under_two_names_is_refused(model: Model, folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "old" / "a.mp4"  # as the features call it; it is elsewhere now
+    moved.parent.mkdir()
+    shutil.copy(folder / "a.mp4", moved)
+    stored = read(model, store(model, tmp_path / "f.npz", [moved]))
+    moved.unlink()
+    captions = captions_of((whole("a"), "run"), (whole(f"{folder.name}/a"), "cut"))
+    with pytest.raises(InputError, match=rf"the captions call .*a\.mp4 both 'a' and '{folder.name}/a'"):
+        embed_clips(model, captions, preset=PRESET, stored=stored, videos=videos_of(folder))
+    link = tmp_path / "link.mp4"
+    link.symlink_to(folder / "a.mp4")
+    with pytest.raises(InputError, match=r"the captions call .*link\.mp4 both 'a' and 'link'"):
+        embed_clips(
+            model,
+            captions_of((whole("a"), "run"), (whole("link"), "cut")),
+            preset=PRESET,
+            videos=[folder / "a.mp4", link],
+        )
+
+
+def test_a_file_is_found_by_its_absolute_path_and_is_one_in_two_spellings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    index = NameIndex(["v/x.mp4", f"{tmp_path}/v/x.mp4", "v/../v/x.mp4", f"{tmp_path}/v/y.mp4", "v/y.mp4"])
+    assert len(index) == 2
+    assert [index.find(name) for name in ("x", f"{tmp_path}/v/x.mp4", f"{tmp_path}/v/x", f"{tmp_path.name}/v/x")] == [
+        "v/x.mp4"
+    ] * 4
+    assert index.find("v/y") == f"{tmp_path}/v/y.mp4"
+    assert index.find("/v/x.mp4") is None
+
+
+def test_features_of_one_video_in_two_spellings_are_refused(
+    model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    store(model, tmp_path / "a.npz", [folder / "b.mkv"])
+    store(model, tmp_path / "b.npz", [Path("b.mkv")])
+    with pytest.raises(InputError, match=r"b\.npz: holds the windows of b\.mkv, as does another features file"):
+        read(model, tmp_path)
