@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import TextIO
 
+SUFFIXES = (".html", ".htm")
 _MARK = "$data"  # where in the template the queries and pictures go: written one by one, never held together
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?\s*%?|[-\N{EN DASH}\N{EM DASH}]?", re.IGNORECASE)
 _SCORE_DIGITS = 7  # all that a float32 has
@@ -88,7 +89,7 @@ def write_page(  # every part of the page by its name
     (but for the keys) if neither is a list.
 
     Args:
-        destination: The file to make.
+        destination: The file to make, ending in .html or .htm.
         title: Heading of the page.
         facts: Names and values, such as ("model", "s3d").
         table: Headings, and rows of as many cells; the first cell of a row names it.
@@ -97,8 +98,8 @@ def write_page(  # every part of the page by its name
         overwrite: Replace the file if it is there already.
 
     Raises:
-        OutputError: if the folder is missing or not writable, or the file exists and may not be replaced, or cannot be
-            written.
+        OutputError: if the suffix is another, the folder is missing or not writable, or the file exists and may not be
+            replaced, or cannot be written.
         InputError: if a row is of the wrong length, a rank, score or time is no such thing, or a picture is missing or
             not WebP, PNG or JPEG.
     """
@@ -125,8 +126,11 @@ def check_page_destination(destination: Path, *, overwrite: bool = False) -> Non
     """Refuse, before any work, what could not be written at its end.
 
     Raises:
-        OutputError: if the folder is missing or not writable, or the destination exists and may not be replaced.
+        OutputError: if the suffix is not .html or .htm (so that a slip replaces no other file), the folder is missing
+            or not writable, or the destination exists and may not be replaced.
     """
+    if destination.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"{destination}: suffix {destination.suffix!r} given; {' or '.join(SUFFIXES)} expected")
     check_absent(destination, overwrite=overwrite)
     check_writable(destination)
 

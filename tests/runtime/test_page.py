@@ -212,8 +212,18 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
 def test_where_no_file_can_be_made_the_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="missing: no such folder; make it first"):
         write(tmp_path / "missing" / "p.html", [])
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(OutputError, match="is a folder; name a file in it"):
-        write(tmp_path, [])
+        write(tmp_path / "folder.html", [])
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "page", "page.html.gz"])
+def test_only_a_name_of_a_page_is_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=r"suffix '.*' given; \.html or \.htm expected"):
+        write(tmp_path / name, [], overwrite=True)
+    assert (tmp_path / name).read_text() == "mine"
+    write(tmp_path / "p.HTM", [])
 
 
 def broken(error: Exception) -> Iterator[ShownQuery]:
