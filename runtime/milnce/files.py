@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ def check_absent(destination: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: if `destination` is there and `overwrite` is false. A folder is left to `check_writable`.
     """
-    if destination.exists() and not destination.is_dir() and not overwrite:
+    # os.path and not Path's methods, here and below: these raise where they may not look, or a name is too long.
+    if os.path.exists(destination) and not os.path.isdir(destination) and not overwrite:  # noqa: PTH110, PTH112
         raise OutputError(f"{destination}: exists already; pass --overwrite (overwrite=True) or choose another name")
 
 
@@ -27,9 +29,9 @@ def check_writable(destination: Path) -> None:
     Raises:
         OutputError: if its folder is missing or not writable, or it is itself a folder.
     """
-    if not destination.parent.is_dir():
+    if not os.path.isdir(destination.parent):  # noqa: PTH112
         raise OutputError(f"{destination.parent}: no such folder; make it first")
-    if destination.is_dir():
+    if os.path.isdir(destination):  # noqa: PTH112
         raise OutputError(f"{destination}: is a folder; name a file in it")
     try:
         # Tried and not asked: permission bits say nothing about read-only file systems, nor to the superuser.
@@ -37,3 +39,9 @@ def check_writable(destination: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{destination.parent}: cannot write here ({error.strerror}); choose another") from error
+    try:
+        os.lstat(destination)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(f"{destination}: no such name can be made ({error.strerror}); choose another") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -69,6 +70,32 @@ def test_errors_are_one_message_without_a_traceback_unless_asked_for(tmp_path: P
         assert shown.code == 1
         assert "Traceback" in shown.stderr
         assert "BundleNotFoundError" in shown.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_under_stdout_is_one_message(options: list[str], tiny: Tiny) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        ended = subprocess.run(
+            command("info", tiny.path, *options),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "Error: No space left on device; can the output be written, and the input be read?\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny: Tiny) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        ended = subprocess.run(
+            command("info", tiny.path), stdout=closed, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO, TypeVar
 
@@ -66,7 +66,8 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
     """Turn a command's errors into one message and an exit code; MILNCE_DEBUG=1 or `milnce --debug` keeps tracebacks.
 
     Wrong arguments exit with 2, other failures with 1, Ctrl-C with 130. With --json the error is also the one document
-    on stdout.
+    on stdout. What the system refuses and nobody foresaw is a failure too: a full disk under stdout, a closed folder.
+    A pipe whose reader has gone stays the business of click, which ends in silence.
     """
 
     @functools.wraps(command)
@@ -76,15 +77,35 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
                 return command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None  # `main` says so, as it does before a command begins
-        except MilnceError as error:
-            if debugging():
+        except (MilnceError, OSError) as error:
+            if debugging() or isinstance(error, BrokenPipeError):
                 raise
+            message = str(error) if isinstance(error, MilnceError) else _system_message(error)
             if kwargs.get("json_output"):
-                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
-            say(f"Error: {printable(str(error), lines=True)}")
+                with suppress(OSError):  # when stdout is what failed
+                    print_json({"error": {"type": type(error).__name__, "message": message}})
+            say(f"Error: {printable(message, lines=True)}")
+            _drop_unwritable_output()
             raise typer.Exit(EXIT_USAGE if isinstance(error, InputError) else EXIT_FAILED) from error
 
     return run
+
+
+def _system_message(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.filename is None:
+        return f"{reason}; can the output be written, and the input be read?"
+    return f"{os.fsdecode(error.filename)}: {reason}"
+
+
+def _drop_unwritable_output() -> None:
+    """Throw away what stdout holds and cannot write: Python would try again at exit, and report that at length."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def debugging() -> bool:
