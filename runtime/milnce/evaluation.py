@@ -37,7 +37,7 @@ class ClipEmbeddings:
         embedding: float32 (clips, width); zeros where there is an error.
         error: Why a clip has no embedding, or None.
         path: The clip's video file, or None. One that only stored features name need not exist any more.
-        stored: Whether the embedding is from stored features.
+        stored: Whether there is an embedding and it is from stored features.
     """
 
     embedding: NDArray[np.float32]
@@ -210,7 +210,8 @@ def embed_clips(
             rows[number] = None
     width = next((len(row) for row in rows if row is not None), 0)
     embedding = np.stack([np.zeros(width, np.float32) if row is None else row for row in rows])
-    return ClipEmbeddings(embedding, tuple(errors), tuple(found.path), tuple(name is not None for name in found.stored))
+    stored_ones = (name is not None and error is None for name, error in zip(found.stored, errors, strict=True))
+    return ClipEmbeddings(embedding, tuple(errors), tuple(found.path), tuple(stored_ones))
 
 
 def _can_be_scored(embedding: NDArray[np.float32]) -> bool:

@@ -65,6 +65,7 @@ def test_the_table_has_both_directions(asked: list[object], videos: Path, run: R
     assert "ce t2v: 4 queries, 3 candidates, 0 ties" in lines
     assert "ce v2t: 3 queries, 4 candidates, 0 ties" in lines
     assert "clips: 3, of which 0 failed" in lines
+    assert "columns of times: none, every clip is a whole video" in lines
     assert "captions without a known word: 0" in lines
     assert document["preset"]["size"] == 32
     assert document["model"]["name"] == "tiny"
@@ -127,6 +128,13 @@ def test_stored_features_are_used_and_the_videos_need_not_be_there(
     assert [(item["path"], item["precision"]) for item in document["features"]] == [(str(tmp_path / name), "fp32")]
     table = run(*asked, "--features", tmp_path).stdout  # the folder with the file
     assert "stored features: 3 clips, fp32 on " in table
+    times = ["0.1,9", ",", ",", "2,99"]
+    rows = [(video, caption, time) for (video, caption, _), time in zip(ROWS, times, strict=True)]
+    timed = written(tmp_path / "timed.csv", rows, "video,caption,start,end")
+    result = run("eval", "-b", tiny.path, "-c", timed, "--features", tmp_path)
+    assert "stored features: 2 clips, fp32 on " in result.stdout
+    assert "columns of times: start and end\n" in result.stdout
+    assert "clips: 4, of which 2 failed" in result.stdout
 
 
 def test_features_of_another_model_or_preset_are_refused(
@@ -266,6 +274,9 @@ def test_column_names_are_options(tiny: Tiny, videos: Path, tmp_path: Path, run:
         ([], "no videos: give --videos FOLDER, --features FILE, or both"),
         (["--videos", "nowhere"], "nowhere: no such folder or video"),
         (["--features", "nowhere.npz"], "nowhere.npz: no such features file"),
+        (["--videos", "n" * 300], "no such folder or video"),
+        (["--features", "n" * 300 + ".npz"], "no such features file"),
+        (["--videos", ".", "--max-words", "10001"], "10000"),
         (["--videos", ".", "--metric", "map"], "no metric 'map'; there are ce, milnce, both"),
         (["--videos", ".", "--json", "--markdown"], "--json and --markdown are given, and there is one output"),
         (["--videos", ".", "--where", "split"], "--where 'split' given; COLUMN=VALUE expected, such as split=test"),
@@ -287,6 +298,20 @@ def test_wrong_options_are_refused_before_any_work(
     result = run(*asked, *options)
     assert result.code == 2
     assert message in result.stderr
+
+
+def test_what_the_system_refuses_is_one_line(
+    asked: list[object], videos: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "closed\x1b/f.csv")
+
+    monkeypatch.setattr("milnce.captions.read_captions", refuse)
+    result = run(*asked, "--videos", videos)
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr == "Error: closed\\x1b/f.csv: Permission denied\n"
+    document = json.loads(run(*asked, "--videos", videos, "--json").stdout)
+    assert document == {"error": {"type": "PermissionError", "message": "closed\x1b/f.csv: Permission denied"}}
 
 
 def data_of(page_path: Path) -> list[dict[str, Any]]:
@@ -329,6 +354,18 @@ def test_a_page_is_replaced_only_when_asked_and_checked_first(
     result = run(*asked, "--videos", videos, "--html", path)
     assert (result.code, result.stdout, path.read_text()) == (1, "", "old")
     assert "page.html: exists already; pass --overwrite" in result.stderr
+
+
+def test_a_page_takes_no_other_name_than_that_of_a_page(
+    asked: list[object], captions: Path, tmp_path: Path, videos: Path, run: Run
+) -> None:
+    before = captions.read_text()
+    result = run(*asked, "--videos", videos, "--html", captions, "--overwrite")
+    assert (result.code, result.stdout, captions.read_text()) == (1, "", before)
+    assert "captions.csv: suffix '.csv' given; .html or .htm expected" in result.stderr
+    result = run(*asked, "--videos", videos, "--html", tmp_path / f"{'n' * 300}.html")
+    assert (result.code, result.stdout) == (1, "")
+    assert ".html: no such name can be made (File name too long); choose another" in result.stderr
 
 
 def test_a_page_that_fails_does_not_cost_the_table(

@@ -344,6 +344,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_captions(tmp_path / "captions.json")
     with pytest.raises(InputError, match="no such captions file"):
         read_captions(tmp_path / "captions.csv")
+    with pytest.raises(InputError, match="no such captions file"):
+        read_captions(tmp_path / f"{'n' * 300}.csv")
     damaged = tmp_path / "captions.parquet"
     damaged.write_bytes(b"PAR1 nonsense")
     with pytest.raises(InputError, match="damaged, or not Parquet"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,7 +91,7 @@ MetricOption = Annotated[
     str, typer.Option("--metric", help="ce (collaborative-experts), milnce (MIL-NCE's own evaluation) or both.")
 ]
 MaxWordsOption = Annotated[
-    int | None, typer.Option(min=1, help="Words of a caption that count; the bundle's own when left out.")
+    int | None, typer.Option(min=1, max=10_000, help="Words of a caption that count; the bundle's own when left out.")
 ]
 PublishedOption = Annotated[bool, typer.Option("--published", help="Print the model's published results beside it.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
@@ -147,7 +148,8 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     With --queries, video to text is measured for the clips that have a query, among the queries.
 
     YouCook2's list loads with --video-column 'validation/{task}/{video_id}' --caption-column text, MSR-VTT's with
-    --video-column video_id --caption-column sentence.
+    --video-column video_id --caption-column sentence, MSVD's with --video-column '{VideoID}_{Start}_{End}'
+    --caption-column Description --where Language=English.
     """
     from milnce.captions import CaptionColumns, read_captions  # noqa: PLC0415  # commands import what they need
     from milnce.cli.eval_output import Run, document, print_evaluation, report_losses, write_html  # noqa: PLC0415
@@ -159,7 +161,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     if not videos and not features:
         raise InputError("no videos: give --videos FOLDER, --features FILE, or both")
     for path in videos or []:
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where it may not look
             raise InputError(f"{path}: no such folder or video")
     if markdown and json_output:
         raise InputError("--json and --markdown are given, and there is one output; choose one")

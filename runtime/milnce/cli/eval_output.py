@@ -86,11 +86,12 @@ def facts(run: Run) -> list[tuple[str, str]]:
     rows = [("model", f"{model['name']}, {model['precision']} on {model['backend']} {model['device']}")]
     rows.append(("preset", str(run.preset)))
     rows.append(("captions", str(captions.path)))
+    rows.append(("columns of times", " and ".join(captions.times) or "none, every clip is a whole video"))
     rows += [(f"{_short(row)} {row.direction}", _counts(row)) for row in result.metrics]
     rows.append(("clips", f"{len(captions.clips)}, of which {len(result.failed)} failed"))
     if any(result.clips.stored):
         makers = {f"{made.precision} on {made.backend}" for made in run.stored.metadata.values()} if run.stored else ()
-        rows.append(("stored features", f"{sum(result.clips.stored)} clips, {', '.join(sorted(makers))}"))
+        rows.append(("stored features", f"{_many(sum(result.clips.stored), 'clip')}, {', '.join(sorted(makers))}"))
     rows.append(("queries lost", f"{result.queries_lost} to failed clips"))
     rows.append(("rows left out", str(len(captions.excluded))))
     rows.append(("captions without a known word", str(len(result.unknown))))
