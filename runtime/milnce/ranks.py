@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # 16 MiB of float32 scores, and as much again for what is compared with them.
 BLOCK_SCORES = 1 << 22
 _PAIRS_AT_ONCE = 4096
+# NumPy's iterators take this many elements at a time; einsum sums a wider pair in parts, which depend on its place.
+_WIDEST = 8192
 _MATRIX = 2
 
 
@@ -109,7 +111,7 @@ def rank_embeddings(
     videos tie exactly, equal captions get equal ranks, and the result is the same for every block size.
 
     Args:
-        text: float32 (captions, width).
+        text: float32 (captions, width), width at most 8192.
         video: float32 (videos, width).
         video_of_caption: As in `rank_similarity`.
         present: As in `rank_similarity`.
@@ -128,6 +130,8 @@ def rank_embeddings(
         _check_rows(name, array)
     if text.shape[1] != video.shape[1]:
         raise InputError(f"text is {text.shape[1]} wide and video {video.shape[1]}; both must come from the same model")
+    if text.shape[1] > _WIDEST:
+        raise InputError(f"the embeddings are {text.shape[1]} wide; at most {_WIDEST} can be ranked with exact ties")
     rows, truth = _truth(video_of_caption, present, (len(text), len(video)))
     # C order, so that einsum sums every pair along the width in the same way.
     text, video = np.ascontiguousarray(text), np.ascontiguousarray(video)

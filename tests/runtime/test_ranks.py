@@ -134,6 +134,17 @@ def test_nan_in_any_block_is_refused_and_named_by_its_place() -> None:
     assert len(rank_similarity(scores, np.zeros(40, int), present=present).t2v.query) == 39
 
 
+def test_ties_are_exact_up_to_the_widest_and_wider_ones_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    pair = rng.standard_normal((2, 1, 8193), np.float32)
+    for captions, videos in ((1, 3), (1, 40), (3, 1), (5, 1), (7, 17)):
+        text, video = pair[0].repeat(captions, 0), pair[1].repeat(videos, 0)
+        ranks = rank_embeddings(text[:, :8192], video[:, :8192], np.zeros(captions, np.int64))
+        assert ranks.t2v.tied.tolist() == [videos - 1] * captions
+        with pytest.raises(InputError, match="the embeddings are 8193 wide; at most 8192 can be ranked"):
+            rank_embeddings(text, video, np.zeros(captions, np.int64))
+
+
 def row_with(value: float, row: int) -> Matrix:
     array = np.zeros((5000, 3), np.float32)
     array[row, 1] = value
