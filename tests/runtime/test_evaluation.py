@@ -175,14 +175,26 @@ def test_published_rows_agree_with_their_own_geometric_mean() -> None:
 
 
 def test_published_rows_are_those_of_the_sources() -> None:
-    cells = [(row.data, row.direction, row.r1, row.median_rank) for row in PUBLISHED]
-    assert cells == [
-        ("YouCook2 validation", "t2v", 15.1, 10),
-        ("YouCook2 validation", "t2v", 13.9, 11),
-        ("MSR-VTT 1k", "t2v", 9.9, 29.5),
-        ("MSR-VTT 1k", "t2v", 10, 31),
-        ("QuerYD", "t2v", 13.5, 35),
-        ("QuerYD", "v2t", 12.4, 33),
-        ("QuerYDSegments", "t2v", 6.7, 133),
-        ("QuerYDSegments", "v2t", 8.4, 154.5),
+    # R@1, R@5, R@10, R@50, median rank, mean rank and geometric mean, as the sources print them.
+    ce, milnce = "collaborative-experts", "mil-nce"
+    paper, rerun = "MIL-NCE S3D, paper", "MIL-NCE S3D, public rerun"
+    assert [tuple(row.to_json().values())[:-1] for row in PUBLISHED] == [
+        ("YouCook2 validation", paper, milnce, "t2v", 15.1, 38.0, 51.2, None, 10, None, None),
+        ("YouCook2 validation", rerun, milnce, "t2v", 13.9, 36.3, 48.9, None, 11, None, None),
+        ("MSR-VTT 1k", paper, milnce, "t2v", 9.9, 24.0, 32.4, None, 29.5, None, None),
+        ("MSR-VTT 1k", rerun, milnce, "t2v", 10, 25, 35, None, 31, None, None),
+        ("QuerYD", "HowTo100m S3D", ce, "t2v", 13.5, 27.5, 34.5, 57.0, 35.0, 72.5, 23.4),
+        ("QuerYD", "HowTo100m S3D", ce, "v2t", 12.4, 23.8, 30.8, 57.0, 33.0, 73.4, 20.9),
+        ("QuerYDSegments", "HowTo100m S3D", ce, "t2v", 6.7, 14.7, 20.4, 36.6, 133.0, 342.0, 12.6),
+        ("QuerYDSegments", "HowTo100m S3D", ce, "v2t", 8.4, 15.4, 19.8, 34.2, 154.5, 363.0, 13.7),
     ]
+    sources = [
+        "antoine77340/MIL-NCE_HowTo100M, README.md",
+        "LuoweiZhou/YouCook2-Leaderboard",
+        "antoine77340/MIL-NCE_HowTo100M, README.md",
+        "antoine77340/MIL-NCE_HowTo100M, issue 17",
+        *["albanie/collaborative-experts, README.md"] * 4,
+    ]
+    for row, source in zip(PUBLISHED, sources, strict=True):
+        assert row.source.startswith(f"github.com/{source}")
+    assert PUBLISHED[3].source.endswith("printed with two digits (recalls 0.1, 0.25 and 0.35)")
