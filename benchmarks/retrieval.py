@@ -72,6 +72,9 @@ def _evaluate(bundle: Path, folder: Path, backend: str, precision: str) -> dict[
     command += ["--captions", str(folder / CAPTIONS_FILE), "--videos", str(folder), "--queries", "split=unseen"]
     command += ["--backend", backend, "--precision", precision]
     document: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603
+    used = document["model"]["backend"], document["model"]["precision"]
+    if used != (backend, precision):
+        sys.exit(f"{backend} {precision} asked for, {used} used: nothing would be compared")
     return document
 
 
