@@ -75,13 +75,14 @@ def test_errors_are_one_message_without_a_traceback_unless_asked_for(tmp_path: P
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_full_disk_under_stdout_is_one_message(options: list[str], tiny: Tiny) -> None:
+    buffered = environment(PYTHONUNBUFFERED="")  # what stdout holds is tried again at exit
     with open("/dev/full", "w") as full:  # noqa: PTH123
         ended = subprocess.run(
             command("info", tiny.path, *options),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=buffered,
             check=False,
         )
     assert ended.returncode == 1
@@ -89,11 +90,12 @@ def test_a_full_disk_under_stdout_is_one_message(options: list[str], tiny: Tiny)
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny: Tiny) -> None:
+    buffered = environment(PYTHONUNBUFFERED="")
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
         ended = subprocess.run(
-            command("info", tiny.path), stdout=closed, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+            command("info", tiny.path), stdout=closed, stderr=subprocess.PIPE, text=True, env=buffered, check=False
         )
     assert (ended.returncode, ended.stderr) == (1, "")
 
