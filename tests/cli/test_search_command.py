@@ -319,13 +319,13 @@ def test_search_does_the_good_files_and_reports_the_others(tiny: Tiny, videos: P
 
 def test_files_that_cannot_be_looked_at_fail_alone(tiny: Tiny, videos: Path, tmp_path: Path, run: Run) -> None:
     # A name that is too long stands for a folder that is closed, which it is not for the superuser.
-    bad = [tmp_path / f"{'n' * 300}{suffix}" for suffix in (".mp4", ".MKV")]
+    bad = [tmp_path / f"{'n' * 300}{suffix}" for suffix in (".mp4", ".MKV", ".npz")]
     result = run("search", "--bundle", tiny.path, "run", *bad, videos / "a.mp4", "--json", "--no-merge")
     assert result.code == 1
     document = json.loads(result.stdout)
     assert len(document["queries"][0]["results"]) == 10
     assert {item["path"] for item in document["failed"]} == {str(path) for path in bad}
-    assert "2 of 3 files failed." in result.stderr
+    assert "3 of 4 files failed." in result.stderr
 
 
 def test_search_refuses_an_empty_sentence(tiny: Tiny, videos: Path, run: Run) -> None:
