@@ -47,6 +47,7 @@ def evaluate(both: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Callable
             command += ["--captions", str(folder / CAPTIONS_FILE), "--videos", str(folder), "--queries", "split=unseen"]
             command += ["--backend", backend, "--precision", precision]
             answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300).stdout)
+            assert (answer["model"]["backend"], answer["model"]["precision"]) == (backend, precision)
             done[backend, precision] = next(row for row in answer["metrics"] if row["direction"] == "t2v")
         return done[backend, precision]
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from milnce.video import iter_windows, probe_video
 from milnce_convert.demo.clips import CAPTIONS_FILE, SAMPLING, write_set
@@ -78,3 +79,13 @@ def test_neither_needs_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert (tmp_path / SCENES_FILE).is_file()
+
+
+@pytest.mark.parametrize("module", ["samples", "clips"])
+def test_a_folder_that_cannot_be_made_is_one_line(module: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", f"milnce_convert.demo.{module}", "--out", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1

@@ -118,6 +118,20 @@ def test_training_learns_a_batch_and_pauses_as_asked(pool: ClipPool, monkeypatch
     assert pauses == [20, 40]
 
 
+def test_captions_that_fit_are_no_negatives_in_a_step(pool: ClipPool) -> None:
+    one = ClipPool(pool.clips[:3], (pool.shown[0],) * 3)
+    assert Trainer(SMALL, one).step() == 0, "every caption of the batch fits every clip"
+
+
+def test_a_run_stopped_in_a_pause_measures_when_it_goes_on(pool: ClipPool) -> None:
+    trainer = Trainer(SMALL, pool)
+    trainer.run(lambda _: None, lambda: None, pause_steps=2, stop=lambda: len(trainer.history.loss) == 2)
+    assert len(trainer.history.loss) == 2
+    pauses = []
+    trainer.run(lambda _: None, lambda: pauses.append(len(trainer.history.loss)), pause_steps=2)
+    assert pauses == [2, 4]
+
+
 def test_recall_counts_what_ranks_above(pool: ClipPool, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = combinations()[:10]
     few = ClipPool(pool.clips[:10], tuple(shown))
@@ -163,8 +177,12 @@ def test_a_pool_is_made_once_and_anew_for_other_clips(tmp_path: Path) -> None:
 def test_a_pool_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     shown = combinations()[:2]
     whole = np.array(make_pool(tmp_path, "few", shown, seed=1, workers=1).clips)
-    (tmp_path / "few.json").unlink()
-    np.save(tmp_path / "few.npy", np.zeros_like(whole))
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_pool(tmp_path, "few", shown, seed=2, workers=1, on_clips=stop)
     np.testing.assert_array_equal(make_pool(tmp_path, "few", shown, seed=1, workers=1).clips, whole)
 
 
@@ -179,12 +197,15 @@ def test_the_command_stops_and_goes_on_and_leaves_a_bundle(tmp_path: Path) -> No
     work = tmp_path / "work"
     command = [sys.executable, "-m", "milnce_convert.demo.train", "--work", str(work), "--clips", "1", "--threads", "2"]
     process = subprocess.Popen([*command, "--steps", "40"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not (work / "validation.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(3)
+    assert process.stderr is not None
+    told = ""
+    while "step 0 of 40" not in told:  # clips come first
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    told += process.communicate(timeout=120)[1]
     assert process.returncode == 130, told
     assert "the same command goes on" in told
     steps = len(torch.load(work / "checkpoint.pt", weights_only=True)["history"]["loss"])
@@ -195,3 +216,6 @@ def test_the_command_stops_and_goes_on_and_leaves_a_bundle(tmp_path: Path) -> No
     assert manifest["made"]["training"]["settings"]["steps"] == 40
     assert manifest["sampling"] == {"preset": "milnce-eval", "frames": 16, "size": 64}
     assert (work / "curves.png").exists()
+    shown = [Combination(*names) for names in json.loads((work / "training.json").read_text(encoding="utf-8"))["shown"]]
+    assert len(set(shown)) == 345
+    assert not any(combination.held_out for combination in shown), "nothing unseen is trained on"

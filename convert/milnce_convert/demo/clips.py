@@ -16,7 +16,7 @@ import av
 import numpy as np
 import typer
 
-from milnce.errors import InputError, OutputError
+from milnce.errors import InputError, MilnceError, OutputError
 from milnce.video import get_preset
 from milnce_convert.demo.concepts import Combination, combinations, describe
 from milnce_convert.demo.drawing import draw
@@ -71,6 +71,7 @@ def encode(path: Path, pictures: NDArray[np.uint8], rate: int, *, quality: int =
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
     except (OSError, av.error.FFmpegError) as error:
+        path.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot write ({error}); is the folder there and the disk not full?") from error
 
 
@@ -108,7 +109,11 @@ def main(
 ) -> None:
     """Write clips of every combination and captions.csv, for `milnce eval`."""
     chosen = combinations()
-    write_set(out, chosen, seed=seed, per_combination=per_combination, captions=captions)
+    try:
+        write_set(out, chosen, seed=seed, per_combination=per_combination, captions=captions)
+    except (MilnceError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
     typer.echo(f"{out}: {len(chosen) * per_combination} clips and {CAPTIONS_FILE}")
 
 

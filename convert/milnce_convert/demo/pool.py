@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milnce.errors import OutputError
 from milnce.video import iter_windows
 from milnce_convert.demo.clips import GIF_SHARE, SAMPLING, write_clip
 
@@ -57,13 +59,19 @@ def make_pool(
         seed: Decides everything else.
         workers: Processes that draw, encode and decode.
         on_clips: Called with how many clips are new, for progress.
+
+    Raises:
+        OutputError: if the disk has no room for the clips.
     """
     array, receipt = folder / f"{name}.npy", folder / f"{name}.json"
     made_of = {"seed": seed, "sampling": SAMPLING.digest, "shown": [list(combination) for combination in shown]}
-    if not (receipt.is_file() and json.loads(receipt.read_text(encoding="utf-8")) == made_of):
+    if not _is_receipt_of(receipt, made_of):
         folder.mkdir(parents=True, exist_ok=True)
+        # Gone before the first clip is: a receipt beside clips that are being replaced would pass for theirs.
+        receipt.unlink(missing_ok=True)
         shape = (len(shown), SAMPLING.frames, SAMPLING.size, SAMPLING.size, 3)
         clips = np.lib.format.open_memmap(array, "w+", np.uint8, shape)
+        _allocate(array)
         # "spawn": a forked copy of a process that has used PyTorch's threads may hang.
         context = multiprocessing.get_context("spawn")
         starts = range(0, len(shown), _CHUNK)
@@ -78,6 +86,24 @@ def make_pool(
     else:
         on_clips(len(shown))
     return ClipPool(np.load(array, mmap_mode="r"), tuple(shown))
+
+
+def _is_receipt_of(receipt: Path, made_of: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(receipt.read_text(encoding="utf-8")) == made_of)
+    except (OSError, ValueError):  # missing, or cut short
+        return False
+
+
+def _allocate(path: Path) -> None:
+    """Take the disk space now: a map of a file with holes dies with a bus error where the disk is full."""
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise OutputError(f"{path}: {size:,} bytes are needed ({error.strerror}); make room or take fewer") from error
 
 
 def _make_clips(seed: int, start: int, shown: list[Combination]) -> NDArray[np.uint8]:

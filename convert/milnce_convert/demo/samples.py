@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from milnce.errors import MilnceError
 from milnce_convert.demo.clips import encode, write_clip
 from milnce_convert.demo.concepts import Combination
 from milnce_convert.demo.drawing import draw
@@ -76,7 +77,11 @@ def write_samples(folder: Path) -> None:
 
 def main(*, out: OutOption) -> None:
     """Write the sample videos of `make demo`."""
-    write_samples(out)
+    try:
+        write_samples(out)
+    except (MilnceError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
     typer.echo(f"{out}: {len(CLIPS)} clips that the model was never trained on, and a video of {len(SCENES)} scenes")
 
 

@@ -5,7 +5,10 @@ Ctrl-C stops, the same command goes on. Needs the extras `convert`, `video` and 
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from milnce.errors import MilnceError
+from milnce.errors import MilnceError, OutputError
 from milnce_convert.convert import ExportOptions, export_bundle
 from milnce_convert.demo.clips import SAMPLING
 from milnce_convert.demo.concepts import combinations, describe
@@ -26,6 +29,9 @@ from milnce_convert.demo.pool import ClipPool, make_pool
 from milnce_convert.demo.training import MAX_WORDS, Settings, Trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
     from rich.progress import TaskID
 
     from milnce.bundle import Bundle
@@ -46,7 +52,7 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder of clips, checkpoint and curves.")] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle to write; `<work>/bundle` when left out.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches in all.")] = Settings.steps,
-    clips: Annotated[int, typer.Option(min=1, help="Training clips of each combination.")] = 16,
+    clips: Annotated[int, typer.Option(min=1, help="Training clips of each combination.")] = Settings.clips,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice when left out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle if it is there.")] = False,
 ) -> None:
@@ -54,24 +60,26 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     work = work or Path("build", f"demo-training-{seed}")
-    work.mkdir(parents=True, exist_ok=True)
-    settings = Settings(seed=seed, steps=steps)
+    settings = Settings(seed=seed, steps=steps, clips=clips)
     try:
+        if out is not None and os.path.lexists(out) and not overwrite:
+            raise OutputError(f"{out} exists already; choose another folder, or overwrite it (--overwrite)")
+        work.mkdir(parents=True, exist_ok=True)
         with _progress() as progress:
-            training, validation = _pools(work, settings, clips, torch.get_num_threads(), progress)
+            training, validation = _pools(work, settings, torch.get_num_threads(), progress)
             trainer = Trainer(settings, training)
             _train(trainer, validation, work, progress)
-        bundle = _export(trainer, work, out or work / "bundle", clips, overwrite=overwrite)
+        bundle = _export(trainer, work, out or work / "bundle", overwrite=overwrite)
     except KeyboardInterrupt:
         _console.print(f"Stopped; the same command goes on from what is in {work}.")
         raise typer.Exit(_INTERRUPTED) from None
-    except MilnceError as error:
+    except (MilnceError, OSError, ArithmeticError) as error:
         _console.print(f"Error: {error}", markup=False)
         raise typer.Exit(1) from error
     _console.print(f"{bundle.path}: trained for {trainer.history.seconds / 60:.0f} minutes; see {work / 'curves.png'}")
 
 
-def _export(trainer: Trainer, work: Path, destination: Path, clips: int, *, overwrite: bool) -> Bundle:
+def _export(trainer: Trainer, work: Path, destination: Path, *, overwrite: bool) -> Bundle:
     """Write the weights as a checkpoint in the official layout, and export that as any other."""
     weights, words = work / "weights.pth", work / "vocabulary.txt"
     trainer.save_weights(weights, words)
@@ -87,7 +95,6 @@ def _export(trainer: Trainer, work: Path, destination: Path, clips: int, *, over
     )
     training = {
         "settings": asdict(trainer.settings),
-        "clips_per_combination": clips,
         "minutes": round(trainer.history.seconds / 60, 1),
         "threads": torch.get_num_threads(),
         "last_recall": trainer.history.recall[-1],
@@ -109,10 +116,10 @@ def _progress() -> Progress:
     )
 
 
-def _pools(work: Path, settings: Settings, clips: int, workers: int, progress: Progress) -> tuple[ClipPool, ClipPool]:
+def _pools(work: Path, settings: Settings, workers: int, progress: Progress) -> tuple[ClipPool, ClipPool]:
     """Make the clips to train on, of seen combinations only, and one clip of every combination for the curve."""
     everything = combinations()
-    trained = [combination for combination in everything if not combination.held_out for _ in range(clips)]
+    trained = [combination for combination in everything if not combination.held_out for _ in range(settings.clips)]
     pools = []
     for name, shown, seed in (("training", trained, settings.seed), ("validation", everything, _VALIDATION_SEED)):
         task = progress.add_task(f"{name} clips", total=len(shown), state="")
@@ -146,11 +153,31 @@ def _train(trainer: Trainer, validation: ClipPool, work: Path, progress: Progres
             + "  ".join(f"{name} {value:.1f}" for name, value in row.items() if name != "step")
         )
 
-    try:
-        trainer.run(lambda loss: _advance(progress, task, loss), pause, pause_steps=_PAUSE_STEPS)
-    except KeyboardInterrupt:
+    progress.console.print(f"step {done} of {trainer.settings.steps}")
+    with _interrupt_noted() as interrupted:
+        trainer.run(
+            lambda loss: _advance(progress, task, loss), pause, pause_steps=_PAUSE_STEPS, stop=lambda: bool(interrupted)
+        )
+    if interrupted:
         save()
-        raise
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _interrupt_noted() -> Iterator[list[int]]:
+    """Note a Ctrl-C in the list and go on, so that a step is not torn in two; a second one is raised at once."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            signal.default_int_handler(number, frame)
+        noted.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _advance(progress: Progress, task: TaskID, loss: float) -> None:

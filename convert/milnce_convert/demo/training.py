@@ -37,6 +37,7 @@ class Settings:
     Attributes:
         seed: Of weights, clips and batches.
         steps: Batches in all.
+        clips: Training clips of each combination.
         batch_size: Clips a batch.
         captions: Positive captions of each clip.
         learning_rate: At its highest, after `warmup` of the steps; a cosine to zero follows.
@@ -50,6 +51,7 @@ class Settings:
 
     seed: int = 0
     steps: int = 5000
+    clips: int = 16
     batch_size: int = 32
     captions: int = 4
     learning_rate: float = 2e-3
@@ -203,10 +205,24 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.history = History(**state["history"])
 
-    def run(self, on_step: Callable[[float], None], on_pause: Callable[[], None], *, pause_steps: int) -> None:
-        """Train to the end; call `on_pause` after every `pause_steps` steps and after the last."""
-        while len(self.history.loss) < self.settings.steps:
-            on_step(self.step())
+    def run(
+        self,
+        on_step: Callable[[float], None],
+        on_pause: Callable[[], None],
+        *,
+        pause_steps: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Train to the end, or to the first step after which `stop` says so.
+
+        Calls `on_pause`, which measures, after every `pause_steps` steps and after the last; first of all if the run
+        was stopped in such a pause before it had measured.
+        """
+        while not stop():
             done = len(self.history.loss)
-            if done % pause_steps == 0 or done == self.settings.steps:
+            due = done > 0 and (done % pause_steps == 0 or done == self.settings.steps)
+            if due and (not self.history.recall or self.history.recall[-1]["step"] != done):
                 on_pause()
+            if done == self.settings.steps:
+                return
+            on_step(self.step())
