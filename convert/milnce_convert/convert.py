@@ -205,7 +205,7 @@ def _write(
     progress("write the bundle")
     for graph, parity in zip([*graphs, *video, projection], parities, strict=True):
         if graph.precision in options.precisions or graph.module == "projection":
-            _add(writer, graph, parity)
+            add_exported(writer, graph, parity)
     writer.add_vocabulary(towers.words, max_words=options.max_words)
     sampling = options.sampling
     frames, height = (options.fixed_size or (sampling.frames, sampling.size, sampling.size))[:2]
@@ -218,7 +218,8 @@ def _write(
     return Bundle.open(writer.destination)
 
 
-def _add(writer: BundleWriter, graph: ExportedGraph, parity: dict[str, Any]) -> None:
+def add_exported(writer: BundleWriter, graph: ExportedGraph, parity: dict[str, Any]) -> None:
+    """Write an exported graph with its parity record into the bundle."""
     writer.add_graph(
         module=graph.module,
         input_form=graph.input_form,

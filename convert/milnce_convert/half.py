@@ -8,6 +8,7 @@ from milnce.bundle import Bundle
 from milnce.bundle_writer import BundleWriter
 from milnce.errors import InputError
 from milnce_convert.checkpoint import read_vocabulary
+from milnce_convert.convert import add_exported
 from milnce_convert.export import ExportedGraph, half_precision
 from milnce_convert.fixtures import as_video, moving_clips, random_tokens
 from milnce_convert.measure import run_graph
@@ -47,11 +48,11 @@ def add_half_precision(bundle: Bundle, destination: Path, *, overwrite: bool = F
     with BundleWriter(destination, overwrite=overwrite) as writer:
         for graph in manifest.graphs:
             exported = _exported(graph, bundle.read(graph))
-            _add(writer, exported, dict(graph.parity))
+            add_exported(writer, exported, dict(graph.parity))
             if graph.module != "projection":
                 half = half_precision(exported)
                 feeds = _feeds(graph, manifest.sampling, rows=len(words) + 1, words=manifest.vocabulary.max_words)
-                _add(writer, half, _parity(exported, half, feeds))
+                add_exported(writer, half, _parity(exported, half, feeds))
         writer.add_vocabulary(words, max_words=manifest.vocabulary.max_words)
         writer.commit(
             name=manifest.name, model_digest=manifest.model_digest, sampling=manifest.sampling, made=manifest.made
@@ -82,16 +83,3 @@ def _parity(plain: ExportedGraph, half: ExportedGraph, feeds: dict[str, NDArray[
         require(agreement, FP16_GATE, f"{half.module} {half.input_form} {half.precision}, {name}")
         outputs[name] = {f"{len(fed)} of {'x'.join(map(str, fed.shape[1:]))}": agreement.to_json()}
     return {"reference": "FP32 graph, ONNX Runtime, CPU", "gate": "fp16", "outputs": outputs}
-
-
-def _add(writer: BundleWriter, graph: ExportedGraph, parity: dict[str, Any]) -> None:
-    writer.add_graph(
-        module=graph.module,
-        input_form=graph.input_form,
-        precision=graph.precision,
-        model=graph.model,
-        opset=graph.opset,
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        parity=parity,
-    )
