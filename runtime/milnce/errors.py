@@ -37,6 +37,22 @@ class BackendUnavailableError(BackendError):
     """The backend, device or precision that was asked for cannot be had on this machine."""
 
 
+class CudaError(BackendError):
+    """A call of the CUDA runtime failed; the message has the call's name and the driver's words."""
+
+
+class CudaUnavailableError(BackendUnavailableError):
+    """There is no GPU to run on: no CUDA bindings, no driver, no device, or a driver that is too old."""
+
+
+class DeviceMemoryError(BackendError, MemoryError):
+    """Device or pinned memory is exhausted, or would pass a declared limit; smaller batches may still run."""
+
+
+class PlanError(BackendError):
+    """A TensorRT plan is missing, damaged, stale or not to be trusted; the message says how to build it."""
+
+
 class NonFiniteError(BackendError):
     """A graph gave NaN or infinity for this input; the backend itself goes on working."""
 
@@ -67,6 +83,10 @@ class CheckpointError(MilnceError, ValueError):
 
 class ExportError(MilnceError, RuntimeError):
     """The towers could not be turned into a valid ONNX graph."""
+
+
+class PlanBuildError(ExportError):
+    """A graph could not be built into a TensorRT plan, or the plan is not what was asked for."""
 
 
 class ParityError(MilnceError, ArithmeticError):
