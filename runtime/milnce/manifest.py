@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from milnce.errors import BundleError, BundleVersionError
-from milnce.json_fields import Fields, brief, repeated
+from milnce.json_fields import Fields, brief, repeated, strict_json
 from milnce.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def decode(data: bytes, *, source: str) -> Manifest:
         BundleError: if it is not JSON, or as `Manifest.from_json`.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_repeated_keys, parse_constant=_no_constant)
+        value = strict_json(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{source} cannot be read as JSON ({error}); export or copy the bundle again") from error
     return Manifest.from_json(value, source=source)
@@ -285,13 +285,3 @@ def _conflicts(manifest: Manifest) -> list[str]:
     problems += [f"graph {'/'.join(kind)} is listed twice" for kind in repeated(kinds)]
     problems += [f"file {name!r} is named twice" for name in repeated(name.lower() for name in files)]
     return problems
-
-
-def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key in repeated(key for key, _ in pairs):
-        raise ValueError(f"{brief(key)} occurs twice in one object")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> Any:  # noqa: ANN401 - never returns, but json wants a value
-    raise ValueError(f"{name} is not JSON")
