@@ -1,0 +1,233 @@
+"""TensorRT plans: which libraries are installed here, and which plan of a folder fits this GPU, version and graph.
+
+`milnce build BUNDLE` makes plans. One that does not fit is stale: it is named, with what differs and the command that
+builds one that does.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from milnce.errors import PlanError
+from milnce.plan_file import FORMAT_VERSION, HARDWARE_COMPATIBILITIES, Plan, PlanProfile, Shape, plan_name
+from milnce.plan_folder import read_plan, sidecars, write_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from milnce.cuda import GpuInfo
+    from milnce.manifest import GraphFile
+
+__all__ = [
+    "FORMAT_VERSION",
+    "HARDWARE_COMPATIBILITIES",
+    "LIBRARIES",
+    "PLANS_FOLDER",
+    "Library",
+    "Plan",
+    "PlanProfile",
+    "Shape",
+    "build_command",
+    "find_plan",
+    "installed_libraries",
+    "library_problems",
+    "obstacle",
+    "plan_name",
+    "read_plan",
+    "sidecars",
+    "write_plan",
+]
+
+PLANS_FOLDER = "plans"
+# In the order in which plans are looked for: the one that tunes for this GPU first.
+LIBRARIES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
+
+_INSTALL = {
+    "tensorrt": 'pip install "milnce[tensorrt]"',
+    "tensorrt_lean": "pip install tensorrt-lean",
+    "tensorrt_rtx": 'pip install "milnce[rtx]"',
+}
+# Version-compatible plans run across these majors, and never on an older version: NVIDIA's support matrix of 11.4.1.
+_COMPATIBLE_MAJORS = {(8, 10), (10, 11)}
+_AMPERE = (8, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """An installed TensorRT.
+
+    Attributes:
+        name: The module: "tensorrt", "tensorrt_lean" or "tensorrt_rtx".
+        version: Its exact version.
+    """
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+def installed_libraries() -> tuple[Library, ...]:
+    """Import every TensorRT module that is here, and return those that load, in the order of `LIBRARIES`."""
+    found, _ = _import_libraries()
+    return found
+
+
+def library_problems() -> tuple[str, ...]:
+    """Return one sentence, with the cure, for each TensorRT module that is installed and does not load."""
+    _, problems = _import_libraries()
+    return problems
+
+
+def find_plan(folder: Path, graph: GraphFile, gpu: GpuInfo, libraries: Sequence[Library]) -> tuple[Plan, Library]:
+    """Return the plan in `folder` to run `graph` with on `gpu`, and the library to run it.
+
+    Of several that fit, the library that comes first in `libraries` wins, then a plan for this very GPU and version
+    over a portable one, then the one that was built last.
+
+    Args:
+        folder: The folder of plans.
+        graph: The graph's entry in the bundle's manifest.
+        gpu: The GPU to run on.
+        libraries: Installed libraries, preferred ones first.
+
+    Raises:
+        PlanError: if none fits; the message names every candidate, why it does not fit, and the command that builds
+            one.
+    """
+    command = build_command(folder, graph)
+    if not libraries:
+        raise PlanError(f"no TensorRT library is installed: {_INSTALL['tensorrt']}; then: {command}")
+    if not folder.exists():
+        raise PlanError(f"there are no plans at {folder}; build them: {command}")
+    plans, problems = sidecars(folder)
+    same = [plan for plan in plans if _graph_key(plan) == _graph_key(graph)]
+    fitting: list[tuple[Plan, Library]] = []
+    for plan in same:
+        reasons = {library: obstacle(plan, graph, gpu, library) for library in _runners(plan, libraries)}
+        fitting += [(plan, library) for library, reason in reasons.items() if reason is None]
+        if not reasons:
+            problems.append(f"{plan.file}: {_lacks_library(plan, libraries)}")
+        elif None not in reasons.values():
+            problems += [f"{plan.file}: {reason}" for reason in dict.fromkeys(reasons.values())]
+    if fitting:
+        newest_first = sorted(fitting, key=lambda found: found[0].date, reverse=True)
+        return min(newest_first, key=lambda found: (libraries.index(found[1]), _portability(found[0])))
+    held = ", ".join(sorted({" ".join(_graph_key(plan)) for plan in plans})) or "none"
+    installed = ", ".join(map(str, libraries))
+    listed = "".join(f"\n  - {problem}" for problem in problems)
+    raise PlanError(
+        f"no plan in {folder} runs {graph} on {_describe(gpu)} with {installed}; it holds plans of: {held}. "
+        f"Build one: {command}{listed}"
+    )
+
+
+def obstacle(plan: Plan, graph: GraphFile, gpu: GpuInfo, library: Library) -> str | None:
+    """Return why `library` cannot run `plan` for `graph` on `gpu`, or None if it can.
+
+    Args:
+        plan: A plan's sidecar, of this graph's module, input form and precision.
+        graph: The graph's entry in the bundle's manifest.
+        gpu: The GPU to run on.
+        library: An installed library that runs plans of the plan's kind.
+    """
+    if plan.onnx_sha256 != graph.sha256:
+        return (
+            f"it was built from another {graph.file} (sha256 {plan.onnx_sha256[:12]}..., "
+            f"the bundle's is {graph.sha256[:12]}...)"
+        )
+    return _version_obstacle(plan, library) or _hardware_obstacle(plan, gpu)
+
+
+def build_command(folder: Path, graph: GraphFile) -> str:
+    """Return the command that builds a plan of `graph` into `folder`."""
+    default = folder.name == PLANS_FOLDER
+    words = ["milnce build", shlex.quote(str(folder.parent)) if default else "BUNDLE"]
+    if not default:
+        words += ["--plans", shlex.quote(str(folder))]
+    if graph.input_form == "float32":
+        words += ["--input-form", graph.input_form]
+    if graph.precision == "fp32" and graph.module != "projection":
+        words += ["--precision", graph.precision]
+    return " ".join(words)
+
+
+def _import_libraries() -> tuple[tuple[Library, ...], tuple[str, ...]]:
+    found, problems = [], []
+    for name in LIBRARIES:
+        if name not in sys.modules and find_spec(name) is None:
+            continue
+        try:
+            found.append(Library(name, str(import_module(name).__version__)))
+        except Exception as error:  # noqa: BLE001 - a broken installation may raise anything; all of it is reported
+            problems.append(f"{name} is installed but does not load ({error}); reinstall it: {_INSTALL[name]}")
+    return tuple(found), tuple(problems)
+
+
+def _graph_key(value: Plan | GraphFile) -> tuple[str, str, str]:
+    return value.module, value.input_form, value.precision
+
+
+def _runners(plan: Plan, libraries: Sequence[Library]) -> list[Library]:
+    """Return the libraries that run plans of this kind."""
+    names = ("tensorrt", "tensorrt_lean") if plan.library == "tensorrt" else (plan.library,)
+    return [library for library in libraries if library.name in names]
+
+
+def _lacks_library(plan: Plan, libraries: Sequence[Library]) -> str:
+    installed = ", ".join(map(str, libraries))
+    return f"{plan.library} {plan.library_version} built it, and {installed} cannot run it"
+
+
+def _version_obstacle(plan: Plan, library: Library) -> str | None:
+    built = f"{plan.library} {plan.library_version} built it, and {library} is installed"
+    if library.name == "tensorrt_lean" and not plan.version_compatible:
+        return f"{built}, which runs version-compatible plans only (milnce build --version-compatible)"
+    if not plan.version_compatible:
+        return None if plan.library_version == library.version else f"{built}; a plan runs on its exact version"
+    old, new = _numbers(plan.library_version), _numbers(library.version)
+    if old > new:
+        return f"{built}; a version-compatible plan runs on the same version or a newer one"
+    if old[0] != new[0] and (old[0], new[0]) not in _COMPATIBLE_MAJORS:
+        return f"{built}; a version-compatible plan of version {old[0]} does not run on version {new[0]}"
+    return None
+
+
+def _hardware_obstacle(plan: Plan, gpu: GpuInfo) -> str | None:
+    capability = _capability(gpu)
+    targets = ", ".join(plan.compute_capabilities)
+    here = f"this is {_describe(gpu)}"
+    if plan.hardware_compatibility == "ampere-plus":
+        fits = gpu.compute_capability >= _AMPERE
+        return None if fits else f"it is for GPUs of compute capability 8.0 and newer; {here}"
+    if capability not in plan.compute_capabilities:
+        return f"it is for compute capability {targets}; {here}"
+    # TensorRT-RTX makes its kernels on the GPU it runs on, so its plans know no models.
+    if plan.library == "tensorrt" and plan.hardware_compatibility == "none" and plan.gpu != gpu.name:
+        return f"it is for {plan.gpu}; {here}"
+    return None
+
+
+def _portability(plan: Plan) -> tuple[bool, int]:
+    """Return a key that sorts plans for one GPU and version first: they were tuned with everything allowed."""
+    return plan.version_compatible, HARDWARE_COMPATIBILITIES.index(plan.hardware_compatibility)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _capability(gpu: GpuInfo) -> str:
+    return ".".join(map(str, gpu.compute_capability))
+
+
+def _describe(gpu: GpuInfo) -> str:
+    return f"{gpu.name} (compute capability {_capability(gpu)})"
