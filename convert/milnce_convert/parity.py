@@ -116,6 +116,22 @@ FP16_GATE = Gate(
     may_be_identical=False,
 )
 
+# bf16 keeps 8 bits of mantissa where FP16 keeps 11, so its rounding is 8 times coarser and the gate's bounds follow.
+# That only tells a bf16 run from a broken one: defects that the FP16 gate catches would pass.
+BF16_GATE = Gate(
+    "bf16",
+    cosine=1 - 64 * (1 - FP16_GATE.cosine),
+    centred_cosine=1 - 64 * (1 - FP16_GATE.centred_cosine),
+    relative_error=8 * FP16_GATE.relative_error,
+    spread_error=8 * FP16_GATE.spread_error,
+    scale_error=8 * FP16_GATE.scale_error,
+    may_be_identical=False,
+)
+
+# How many times the noise of the scores two clips must lie apart for a change of their order to count. Within it they
+# are a tie: honest FP16 swaps the first two of about one query in a hundred.
+_TIE = 4.0
+
 
 def compare(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> Agreement:
     """Measure how far `candidate` lies from `reference`.
@@ -166,3 +182,28 @@ def require(agreement: Agreement, gate: Gate, subject: str) -> None:
     if failures:
         cure = ". Export without it: --precision fp32" if gate.name == "fp16" else ""
         raise ParityError(f"{subject} fails the {gate.name} parity gate: {'; '.join(failures)}{cure}")
+
+
+def changed_winners(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> list[int]:
+    """Return the queries whose best clip is another one in `candidate`, ties left out.
+
+    A change counts where the two clips' scores in `reference` lie further apart than 4 times the noise, which is the
+    root mean square of the differences between the two tables. Ranks are what users see, but they tell defects from
+    rounding poorly: hold the embeddings to a `Gate` too.
+
+    Args:
+        reference: (Q, N) float scores, larger is better.
+        candidate: The same shape.
+
+    Raises:
+        ParityError: if the shapes differ or are not (Q, N >= 2).
+    """
+    if reference.shape != candidate.shape or reference.ndim != 2 or reference.shape[1] < _LEAST_ROWS:  # noqa: PLR2004
+        raise ParityError(f"cannot rank {candidate.shape} against {reference.shape}: the same (Q, N >= 2) is needed")
+    expected, found = reference.astype(np.float64), candidate.astype(np.float64)
+    if not np.isfinite(found).all():
+        return list(range(len(expected)))  # scores that are not numbers have no winner
+    noise = float(np.sqrt(np.mean((found - expected) ** 2)))
+    queries = np.arange(len(expected))
+    lost = expected.max(axis=1) - expected[queries, found.argmax(axis=1)]
+    return [int(query) for query in np.flatnonzero(lost > _TIE * noise)]

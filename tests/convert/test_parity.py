@@ -12,7 +12,7 @@ import pytest
 
 from milnce.errors import ParityError
 from milnce_convert.measure import gate_of
-from milnce_convert.parity import FP16_GATE, FP32_GATE, Agreement, Gate, compare, require
+from milnce_convert.parity import BF16_GATE, FP16_GATE, FP32_GATE, Agreement, Gate, changed_winners, compare, require
 
 PERFECT = Agreement(
     rows=3,
@@ -153,3 +153,38 @@ def test_the_fp32_gate_is_at_least_as_strict_as_promised() -> None:
 
 def test_an_agreement_is_plain_json() -> None:
     assert json.loads(json.dumps(PERFECT.to_json()))["rows"] == 3
+
+
+def test_the_bf16_gate_is_wider_than_the_fp16_gate_and_still_refuses_what_is_wrong() -> None:
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(6, 32))
+    rounded = reference + 0.08 * generator.normal(size=reference.shape)
+    assert FP16_GATE.failures(compare(reference, rounded))
+    assert not BF16_GATE.failures(compare(reference, rounded))
+    assert BF16_GATE.failures(compare(reference, reference[::-1]))
+    assert BF16_GATE.failures(compare(reference, reference)) == [
+        "outputs are bit-identical: the same graph was compared with itself"
+    ]
+
+
+def test_a_changed_winner_counts_only_beyond_the_noise_of_the_scores() -> None:
+    # Query 0 has a clear winner, query 1 a tie within 0.001. The other scores move by 0.01, so the noise is near that.
+    reference = np.array([[1.0, 0.0, -1.0, 0.2], [0.500, 0.501, -1.0, 0.1]])
+    noise = np.array([[0.01, -0.01, 0.01, -0.01], [0.01, -0.01, 0.01, -0.01]])
+    tied = reference + noise
+    assert tied[1].argmax() != reference[1].argmax()
+    assert changed_winners(reference, tied) == []
+    swapped = tied.copy()
+    swapped[0, [0, 3]] = 0.95, 0.97  # noise of the table is now 0.27, four times that is 1.09: more than 0.8 apart
+    assert changed_winners(reference, swapped) == []
+    many = np.tile(reference[:1], (100, 1))
+    wrong = many.copy()
+    wrong[7, [0, 3]] = wrong[7, [3, 0]]  # noise 0.057, the two clips 0.8 apart
+    assert changed_winners(many, wrong) == [7]
+
+
+def test_scores_that_are_not_numbers_have_no_winner() -> None:
+    reference = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert changed_winners(reference, np.array([[1.0, 0.0], [0.0, math.nan]])) == [0, 1]
+    with pytest.raises(ParityError, match=r"cannot rank \(2, 1\) against \(2, 2\)"):
+        changed_winners(reference, np.zeros((2, 1)))
