@@ -1,0 +1,357 @@
+# ruff: noqa: N802, N803, D102  (functions and arguments have the names and the meaning of the binding's)
+"""A stand-in for `cuda.bindings.runtime` that simulates GPUs, to find out what code does to memory and streams.
+
+Put it in place with `install(monkeypatch, policy="lazy")`. It answers as the binding does: a tuple of an error and the
+values, with None for the values after an error. What it finds wrong stands in `violations`: use after free, ranges
+outside an allocation, double frees, races, memory freed under queued work, dead handles. `leaks()` tells what is still
+allocated. A test ends with `fake.check()`, which asserts that there is nothing of either.
+
+Stricter than hardware on purpose: cudaFree does not wait for the device (the documentation says it "may"), and a
+pageable host address in a capture is refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from cuda.bindings import runtime
+
+from helpers.fake_cuda_calls import Call, CudaFailureError, Error, FakeGpu, Result, api
+from helpers.fake_cuda_memory import POISON, AccessError, Block, Kind
+from helpers.fake_cuda_queues import QueueCalls
+from helpers.fake_cuda_streams import Access, Node, exclusive, reads, writes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import SupportsInt
+
+    import pytest
+
+    from helpers.fake_cuda_calls import Driver
+    from helpers.fake_cuda_memory import Bytes
+    from helpers.fake_cuda_streams import Policy
+
+    Handle = SupportsInt
+
+__all__ = ["POISON", "Access", "Call", "FakeCuda", "FakeGpu", "exclusive", "install", "reads", "writes"]
+
+CopyKind = runtime.cudaMemcpyKind
+Side = Literal["device", "host", "either"]
+_SIDES: dict[int, tuple[Side, Side]] = {  # destination, source
+    CopyKind.cudaMemcpyHostToHost: ("host", "host"),
+    CopyKind.cudaMemcpyHostToDevice: ("device", "host"),
+    CopyKind.cudaMemcpyDeviceToHost: ("host", "device"),
+    CopyKind.cudaMemcpyDeviceToDevice: ("device", "device"),
+    CopyKind.cudaMemcpyDefault: ("either", "either"),
+}
+_OLD_DRIVER, _NEW_DRIVER, _RUNTIME = 11040, 13000, 13000
+
+
+class FakeCuda(QueueCalls):
+    """Simulated GPUs.
+
+    Args:
+        policy: when queued work runs: "eager", "lazy" (only what a synchronisation needs) or "random".
+        seed: of the "random" policy.
+        gpus: the GPUs of the machine.
+        driver: "absent", "old" and "no device" make every call fail as on such a machine.
+        pinned_limit_bytes: how much host memory can be pinned.
+        pageable: what a copy from or to host memory that is not pinned does: "staged" copies as CUDA does (the host
+            waits for a download; an upload is read at the call), "forbidden" reports it.
+
+    Attributes:
+        calls: every call, in order; `counts` by name.
+        violations: what was done wrong, in words.
+        memory: its `allocations` and `frees` count by kind ("device", "pinned").
+        pageable_copies: how many copies had a host side that was not pinned.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy = "eager",
+        seed: int = 0,
+        gpus: Sequence[FakeGpu] = (FakeGpu(),),
+        driver: Driver = "present",
+        pinned_limit_bytes: int | None = None,
+        pageable: Literal["staged", "forbidden"] = "staged",
+    ) -> None:
+        super().__init__(policy=policy, seed=seed, gpus=gpus, driver=driver, pinned_limit_bytes=pinned_limit_bytes)
+        self.pageable = pageable
+        self.pageable_copies = 0
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  enums, structs and constants of the real binding
+        value = getattr(runtime, name, None)
+        if isinstance(value, type | int):
+            return value
+        raise AttributeError(f"the simulated CUDA runtime has no {name}: add it to helpers/fake_cuda.py")
+
+    # For tests
+
+    def view(self, pointer: int, nbytes: int, what: str = "kernel") -> Bytes:
+        """Return live device or pinned memory as uint8 (nbytes,), for kernels; a bad range raises and is noted."""
+        return self.memory.view(pointer, nbytes, what)
+
+    def launch(
+        self, stream: Handle, function: Callable[[], None], *, accesses: Iterable[Access] = (), label: str = "kernel"
+    ) -> runtime.cudaError_t:
+        """Queue `function` on a stream, or record it in the stream's capture; it reads and writes through `view`.
+
+        Args:
+            stream: handle of the stream; its GPU must be the current one.
+            function: the work.
+            accesses: the memory (`reads`, `writes`) and tokens (`exclusive`) it uses, for finding races.
+            label: its name in messages.
+
+        Returns:
+            The error a kernel launch would give.
+        """
+        return self.cudaLaunchKernel(stream, function, tuple(accesses), label)[0]
+
+    @api()
+    def cudaLaunchKernel(
+        self, stream: Handle, function: Callable[[], None], accesses: tuple[Access, ...], label: str
+    ) -> Result:
+        found = self._stream(stream)
+        if found.device != self.device:
+            raise CudaFailureError(Error.cudaErrorInvalidResourceHandle)
+        self.enqueue(found, Node(label, function, accesses))
+        return ()
+
+    def leaks(self) -> dict[str, int]:
+        """Return how many of each thing are alive: device, pinned, streams, events, graphs, executables."""
+        alive = {kind.value: len(self.memory.live(kind)) for kind in Kind}
+        alive |= {name: len(getattr(self, name)) for name in ("streams", "events", "graphs", "executables")}
+        return {name: count for name, count in alive.items() if count}
+
+    def finish(self) -> None:
+        """Run everything that is queued anywhere."""
+        with self._lock:
+            for index in range(len(self.gpus)):
+                self._scheduler.drain(index)
+
+    def check(self, *, leaks: bool = True) -> None:
+        """Run what is queued, then assert that nothing was done wrong and (with `leaks`) nothing is left allocated.
+
+        Raises:
+            AssertionError: with every violation and leak.
+        """
+        self.finish()
+        problems = list(self.violations)
+        problems += [f"{count} {name} never freed" for name, count in self.leaks().items() if leaks]
+        if problems:
+            raise AssertionError("\n".join(problems))
+
+    # Devices
+
+    @api(1)
+    def cudaGetDeviceCount(self) -> Result:
+        return (len(self.gpus),)
+
+    @api()
+    def cudaSetDevice(self, device: int) -> Result:
+        self._gpu(device)
+        self._thread.device = int(device)
+        return ()
+
+    @api(1)
+    def cudaGetDevice(self) -> Result:
+        return (self.device,)
+
+    @api(1)
+    def cudaGetDeviceProperties(self, device: int) -> Result:
+        gpu = self._gpu(device)
+        found = runtime.cudaDeviceProp()
+        found.name = gpu.name.encode().ljust(256, b"\0")
+        found.major, found.minor = gpu.compute_capability
+        found.totalGlobalMem = gpu.total_bytes
+        found.multiProcessorCount = gpu.multi_processors
+        return (found,)
+
+    @api(1)
+    def cudaDeviceGetAttribute(self, attr: runtime.cudaDeviceAttr, device: int) -> Result:
+        gpu, names = self._gpu(device), runtime.cudaDeviceAttr
+        known = {
+            names.cudaDevAttrComputeCapabilityMajor: gpu.compute_capability[0],
+            names.cudaDevAttrComputeCapabilityMinor: gpu.compute_capability[1],
+            names.cudaDevAttrMultiProcessorCount: gpu.multi_processors,
+        }
+        if attr not in known:
+            raise AttributeError(f"the simulated CUDA runtime does not know {attr}: add it to helpers/fake_cuda.py")
+        return (known[attr],)
+
+    @api(1)
+    def cudaDriverGetVersion(self) -> Result:
+        return ({"absent": 0, "old": _OLD_DRIVER}.get(self.driver, _NEW_DRIVER),)
+
+    @api(1)
+    def cudaRuntimeGetVersion(self) -> Result:
+        return (_RUNTIME,)
+
+    @api(unsafe=True)
+    def cudaDeviceSynchronize(self) -> Result:
+        self._scheduler.drain(self.device)
+        self.raise_fault(self.device)
+        return ()
+
+    @api(1)
+    def cudaGetErrorName(self, error: runtime.cudaError_t) -> Result:
+        return (runtime.cudaGetErrorName(error)[1],)
+
+    @api(1)
+    def cudaGetErrorString(self, error: runtime.cudaError_t) -> Result:
+        return (runtime.cudaGetErrorString(error)[1],)
+
+    def cudaGetLastError(self) -> Result:
+        """Return the last error of this thread, and forget it."""
+        error = getattr(self._thread, "last_error", Error.cudaSuccess)
+        self._thread.last_error = Error.cudaSuccess
+        return (error,)
+
+    def _gpu(self, device: int) -> FakeGpu:
+        if not 0 <= int(device) < len(self.gpus):
+            raise CudaFailureError(Error.cudaErrorInvalidDevice)
+        return self.gpus[int(device)]
+
+    # Memory
+
+    @api(2)
+    def cudaMemGetInfo(self) -> Result:
+        total = self.memory.total_bytes[self.device]
+        return (total - self.memory.used_bytes[self.device], total)
+
+    @api(1, unsafe=True)
+    def cudaMalloc(self, size: int) -> Result:
+        return (self._allocate(Kind.DEVICE, int(size)),)
+
+    @api(1, unsafe=True)
+    def cudaHostAlloc(self, size: int, flags: int) -> Result:
+        del flags
+        return (self._allocate(Kind.PINNED, int(size)),)
+
+    @api(1, unsafe=True)
+    def cudaMallocHost(self, size: int) -> Result:
+        return (self._allocate(Kind.PINNED, int(size)),)
+
+    @api(unsafe=True, anyway=True)
+    def cudaFree(self, devPtr: int) -> Result:
+        self._free(Kind.DEVICE, int(devPtr))
+        return ()
+
+    @api(unsafe=True, anyway=True)
+    def cudaFreeHost(self, ptr: int) -> Result:
+        self._free(Kind.PINNED, int(ptr))
+        return ()
+
+    def _allocate(self, kind: Kind, nbytes: int) -> int:
+        if nbytes == 0:
+            return 0
+        pointer = self.memory.allocate(kind, self.device, nbytes)
+        if pointer is None:
+            raise CudaFailureError(Error.cudaErrorMemoryAllocation)
+        return pointer
+
+    def _free(self, kind: Kind, pointer: int) -> None:
+        if pointer == 0:
+            return
+        block = self.memory.free(kind, pointer)
+        if block is None:
+            raise CudaFailureError(Error.cudaErrorInvalidValue)
+        self.violations.extend(
+            f"{kind.value} memory {pointer:#x} was freed, and nothing has waited for {label}, which uses it"
+            for label in self._scheduler.unfinished(pointer, block.nbytes)
+        )
+
+    @api(1)
+    def cudaPointerGetAttributes(self, ptr: int) -> Result:
+        found = runtime.cudaPointerAttributes()
+        block = self.memory.find(int(ptr))
+        if block is None or not block.live:
+            found.type, found.device, found.hostPointer = (
+                runtime.cudaMemoryType.cudaMemoryTypeUnregistered,
+                -2,
+                int(ptr),
+            )
+        elif block.kind is Kind.PINNED:
+            found.type, found.device, found.hostPointer = (
+                runtime.cudaMemoryType.cudaMemoryTypeHost,
+                block.device,
+                int(ptr),
+            )
+        else:
+            found.type, found.device, found.devicePointer = (
+                runtime.cudaMemoryType.cudaMemoryTypeDevice,
+                block.device,
+                int(ptr),
+            )
+        return (found,)
+
+    # Copies
+
+    @api()
+    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: Handle) -> Result:
+        self._copy(int(dst), int(src), int(count), int(kind), stream)
+        return ()
+
+    @api()
+    def cudaMemcpy(self, dst: int, src: int, count: int, kind: int) -> Result:
+        self._copy(int(dst), int(src), int(count), int(kind), 0)
+        self.wait_for_stream(self._stream(0))
+        return ()
+
+    @api()
+    def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: Handle) -> Result:
+        pointer, nbytes, label = int(devPtr), int(count), "cudaMemsetAsync"
+        self._side(pointer, nbytes, "device", f"{label} destination")
+
+        def fill() -> None:
+            self.view(pointer, nbytes, label)[:] = int(value) & 0xFF
+
+        self.enqueue(self._stream(stream), Node(label, fill, (writes(pointer, nbytes),)))
+        return ()
+
+    def _copy(self, dst: int, src: int, count: int, kind: int, handle: Handle) -> None:
+        stream, sides, label = self._stream(handle), _SIDES[kind], f"copy of {count} bytes {src:#x} -> {dst:#x}"
+        to = self._side(dst, count, sides[0], f"{label}, destination")
+        source = self._side(src, count, sides[1], f"{label}, source")
+        if to is None or source is None:
+            self.pageable_copies += 1
+            if stream.capture is not None:
+                stream.capture.invalid = True
+                raise CudaFailureError(Error.cudaErrorStreamCaptureUnsupported)
+            if self.pageable == "forbidden":
+                self.violations.append(f"{label} has a host side that is not pinned")
+        staged = np.frombuffer(ctypes.string_at(src, count), np.uint8) if source is None else None
+
+        def copy() -> None:
+            data = self.view(src, count, f"{label}, source") if staged is None else staged
+            if to is None:
+                ctypes.memmove(dst, data.tobytes(), count)
+            else:
+                self.view(dst, count, f"{label}, destination")[:] = data
+
+        accesses = [reads(src, count)] if source is not None else []
+        accesses += [writes(dst, count)] if to is not None else []
+        self.enqueue(stream, Node(label, copy, tuple(accesses)))
+        if to is None:
+            self.wait_for_stream(stream)
+
+    def _side(self, pointer: int, nbytes: int, side: Side, what: str) -> Block | None:
+        """Return the allocation of one side of a copy; None for pageable host memory."""
+        block = self.memory.find(pointer)
+        if block is None and side != "device":
+            return None
+        block = self.memory.check(pointer, nbytes, what)
+        if side != "either" and (block.kind is Kind.DEVICE) != (side == "device"):
+            self.violations.append(f"{what}: {pointer:#x} is {block.kind.value} memory, the copy says {side}")
+            raise AccessError(what)
+        return block
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeCuda:  # noqa: ANN401  the options of FakeCuda
+    """Put simulated GPUs in the place of the CUDA runtime binding of milnce, with the options of `FakeCuda`."""
+    fake = FakeCuda(**options)
+    monkeypatch.setattr("milnce.cuda.binding", lambda: fake)
+    return fake
