@@ -9,7 +9,7 @@ its with block, or when it is forgotten.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,8 @@ class Cuda:
         Raises:
             DeviceMemoryError: if there is not enough, or the limit would be passed; nothing is allocated then.
         """
-        return DeviceBuffer(self, self._allocate("device", nbytes), nbytes)
+        with self._allocating():
+            return DeviceBuffer(self, self._allocate("device", nbytes), nbytes)
 
     def pinned_buffer(self, nbytes: int) -> PinnedBuffer:
         """Allocate page-locked host memory, which copies to and from the GPU need to run beside the CPU.
@@ -190,7 +191,8 @@ class Cuda:
         Raises:
             DeviceMemoryError: if there is not enough, or the limit would be passed; nothing is allocated then.
         """
-        return PinnedBuffer(self, self._allocate("pinned", nbytes), nbytes)
+        with self._allocating():
+            return PinnedBuffer(self, self._allocate("pinned", nbytes), nbytes)
 
     def stream(self) -> Stream:
         """Make a stream that does not wait for the legacy default stream."""
@@ -269,7 +271,10 @@ class Cuda:
         with self._lock:
             self._used["device"] -= device_bytes
             self._used["pinned"] -= pinned_bytes
-        with self.active(), _relaxed():
+        with ExitStack() as prepared:
+            for step in (self.active(), _relaxed()):
+                with suppress(CudaError):  # after an error that lost the context every call fails; free all the same
+                    prepared.enter_context(step)
             error, _ = _attempt(name, handle)
         if int(error) != 0 and error.name != "cudaErrorCudartUnloading":
             raise CudaError(failure(binding(), name, error))
@@ -277,6 +282,13 @@ class Cuda:
     def _copy(self, destination: int, source: int, nbytes: int, kind: str, stream: Stream) -> None:
         direction = getattr(binding().cudaMemcpyKind, kind)
         self.call("cudaMemcpyAsync", destination, source, nbytes, direction, stream.handle)
+
+    @contextmanager
+    def _allocating(self) -> Iterator[None]:
+        # The buffer is made within, so that it is freed if putting the capture mode back fails.
+        self.activate()
+        with _relaxed():
+            yield
 
     def _allocate(self, kind: str, nbytes: int) -> int:
         if nbytes < 0:
@@ -292,9 +304,7 @@ class Cuda:
                 )
             self._used[kind] += nbytes
         try:
-            self.activate()
-            with _relaxed():
-                return int(call("cudaMalloc", nbytes) if kind == "device" else call("cudaHostAlloc", nbytes, 0))
+            return int(call("cudaMalloc", nbytes) if kind == "device" else call("cudaHostAlloc", nbytes, 0))
         except BaseException as error:
             with self._lock:
                 self._used[kind] -= nbytes

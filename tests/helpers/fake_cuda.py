@@ -161,6 +161,11 @@ class FakeCuda(QueueCalls):
         return (self.device,)
 
     @api(1)
+    def cudaThreadExchangeStreamCaptureMode(self, mode: runtime.cudaStreamCaptureMode) -> Result:
+        before, self._thread.capture_mode = self.capture_mode, mode
+        return (before,)
+
+    @api(1)
     def cudaGetDeviceProperties(self, device: int) -> Result:
         gpu = self._gpu(device)
         found = runtime.cudaDeviceProp()
