@@ -9,12 +9,13 @@ PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
 DEMO := build/demo
 
-.PHONY: help demo test lint types unit bench clean
+.PHONY: help demo test lint types unit bench gpu-check clean
 
 help:
 	@echo "make demo   install what a user needs (no PyTorch), write sample videos and search them by sentences"
 	@echo "make test   install what the tests need, then lint, types and tests"
 	@echo "make bench  measure this machine; reports go to benchmarks/results/"
+	@echo "make gpu-check   on a machine with an NVIDIA GPU: test and measure what is installed there; needs no network"
 
 # A stamp for each set of packages: with nothing changed, a second run needs no network.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -59,6 +60,10 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/retrieval.py
+
+# With the machine's own Python and what it has installed, since a GPU's libraries belong to its machine.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK_OPTIONS)
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info

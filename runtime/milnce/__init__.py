@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from milnce.backends import CudaOptions
 from milnce.bundle import Bundle
 from milnce.model import Model, VideoEmbeddings, load, similarity
 from milnce.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bundle",
+    "CudaOptions",
     "Model",
     "Preset",
     "Tokenizer",

@@ -23,13 +23,20 @@ _ROUNDING = 1e-6
 def input_form(clips: object) -> str:
     """Return the input form of a batch of clips, "uint8" or "float32", by its dtype.
 
+    Args:
+        clips: A numpy.ndarray, of which dtype, rank and channels are looked at; or an array on a GPU, of which the
+            dtype is.
+
     Raises:
         InputError: if `clips` is no array, has another dtype, no clips, another rank, or its channels elsewhere.
     """
     if not isinstance(clips, np.ndarray):
+        form = _dtype_on_device(clips)
+        if form in ("uint8", "float32"):
+            return form  # its sizes are checked where it is taken in
         hint = "; call .numpy() on it" if hasattr(clips, "numpy") else "; stack clips with numpy.stack"
         raise InputError(f"clips: {type(clips).__name__} given; a numpy.ndarray expected: {_FORMS}{hint}")
-    form: str = clips.dtype.name
+    form = str(clips.dtype.name)
     if form not in ("uint8", "float32"):
         cure = "; use clips.astype(numpy.float32)" if clips.dtype.kind == "f" else ""
         raise InputError(f"clips: dtype {form} given, shape {clips.shape}; expected {_FORMS}{cure}")
@@ -60,6 +67,16 @@ def check_clips(clips: NDArray[Any], spec: TensorSpec) -> None:
         raise InputError(f"clips: {name} is {size}, shape {clips.shape}; {cure}. The graph takes {spec}")
     if clips.dtype.kind == "f":
         _check_range(clips)
+
+
+def _dtype_on_device(clips: object) -> str | None:
+    """Return NumPy's name of the dtype of an array on a GPU, whichever library's; None for anything else."""
+    from milnce.device_arrays import is_device_array  # noqa: PLC0415 - few have arrays on a GPU
+
+    if not is_device_array(clips):
+        return None
+    # PyTorch says "torch.uint8", the others have NumPy's dtypes.
+    return str(getattr(clips, "dtype", "")).rpartition(".")[2]
 
 
 def _check_rank(clips: NDArray[Any], form: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,18 @@ from milnce.onnx_policy import refuse_external_data
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from milnce.backends import Backend, BackendChoice
+    from milnce.backends import Backend, BackendChoice, CudaOptions
     from milnce.pipeline import FileEmbeddings
     from milnce.tokenizer import Tokenizer
     from milnce.video import Preset
 
     Float32Array = NDArray[np.float32]
 
+_CLIPS_AT_ONCE = 8
 _SENTENCES_AT_ONCE = 256
 
 
@@ -53,7 +54,7 @@ class VideoEmbeddings:
         return f"VideoEmbeddings(embedding={self.embedding.shape}, mixed_5c={self.mixed_5c.shape})"
 
 
-def load(
+def load(  # noqa: PLR0913  # what to run, where, and how much of the machine it may take
     path: str | os.PathLike[str],
     *,
     backend: str = "auto",
@@ -61,17 +62,22 @@ def load(
     precision: str | None = None,
     threads: int | None = None,
     modules: Sequence[str] = ("video", "text"),
+    plans: str | os.PathLike[str] | None = None,
+    cuda: CudaOptions | None = None,
 ) -> Model:
     """Open a bundle and get ready to run it.
 
     Args:
         path: The bundle's folder.
-        backend: "auto" for the fastest exact one that is installed, or a name: "openvino", "onnxruntime".
-        device: "cpu" (also for "auto") or "cuda".
-        precision: "fp32" (also if None), "fp16" or "bf16".
+        backend: "auto" for TensorRT where the bundle has plans for this GPU (`milnce build`), else ONNX Runtime on
+            CUDA, else the fastest exact one on the CPU; or a name: "tensorrt", "onnxruntime", "openvino".
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "fp32", "fp16" or "bf16"; None for that of the plans, or FP32 where there are none.
         threads: CPU threads for one run; None for every core.
         modules: Towers opened now: "video" (in the first input form that the bundle lists), "text", "projection".
             Others are opened on first use.
+        plans: Folder with the TensorRT plans; None for the bundle's own.
+        cuda: How much of a GPU the model may take: `milnce.CudaOptions`.
 
     Returns:
         The model. `model.backend` says what was chosen and why.
@@ -80,15 +86,16 @@ def load(
         BundleNotFoundError: if there is no bundle.
         BundleError: if a file is missing, damaged or changed.
         BackendUnavailableError: if what is asked for cannot be had on this machine.
-        BackendError: if the backend refuses a graph.
+        BackendError: if the backend refuses a graph, or the GPU's memory is too small.
         InputError: if an argument is no such name or number.
     """
     if threads is not None:
         threads = positive("threads", threads)
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     bundle = Bundle.open(path)
-    choice = backends.select(backend, device, precision)
-    model = Model(bundle, choice, threads=threads)
+    folder = None if plans is None else Path(plans)
+    choice = backends.select(backend, device, precision, bundle=bundle, plans=folder, modules=names)
+    model = Model(bundle, choice, threads=threads, cuda=cuda)
     try:
         for name in names:
             model.open(name)
@@ -107,11 +114,19 @@ class Model:
         tokenizer: The bundle's tokenizer.
     """
 
-    def __init__(self, bundle: Bundle, backend: BackendChoice, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: BackendChoice,
+        *,
+        threads: int | None = None,
+        cuda: CudaOptions | None = None,
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.tokenizer: Tokenizer = bundle.tokenizer()
         self._threads = threads
+        self._cuda = cuda
         self._lock = Lock()
         self._opened: dict[tuple[str, str], Backend] = {}
         self._closed = False
@@ -143,6 +158,7 @@ class Model:
         Raises:
             BundleError: if the bundle lacks that graph, or its file is damaged or changed.
             BackendUnavailableError: if the bundle has the module in another precision only.
+            PlanError: if the model runs plans and there is none of this module; the message says how to build it.
             BackendError: if the backend refuses the graph, or the model is closed.
         """
         # The projection exists in FP32 alone: it is one small layer, and features on disk are float32.
@@ -161,18 +177,26 @@ class Model:
             if self._closed:
                 raise BackendError("the model is closed; load it again")
             if key not in self._opened:
-                data = self.bundle.read(graph)
-                refuse_external_data(data, str(self.bundle.path / graph.file))
-                self._opened[key] = backends.open_graph(self.backend, data, graph, threads=self._threads)
+                data = None
+                if self.backend.plans is None:
+                    data = self.bundle.read(graph)
+                    refuse_external_data(data, str(self.bundle.path / graph.file))
+                self._opened[key] = backends.open_graph(
+                    self.backend, data, graph, threads=self._threads, cuda=self._cuda
+                )
             return self._opened[key]
 
-    def encode_video(self, clips: NDArray[Any], *, batch_size: int = 8) -> VideoEmbeddings:
+    def encode_video(self, clips: object, *, batch_size: int | None = None, on_device: bool = False) -> VideoEmbeddings:
         """Embed clips.
 
         Args:
-            clips: uint8 (N, T, H, W, 3) RGB, or float32 (N, 3, T, H, W) RGB in [0, 1]. T, H and W even; the
-                bundle's manifest has their ranges.
-            batch_size: Clips in one run of the graph. On a CPU clips run one at a time whatever it is.
+            clips: An array: uint8 (N, T, H, W, 3) RGB, or float32 (N, 3, T, H, W) RGB in [0, 1]. T, H and W even; the
+                bundle's manifest has their ranges. On a GPU also an array that is there already, of any library with
+                `__cuda_array_interface__` or DLPack; its values are not looked at.
+            batch_size: Clips in one run of the graph; None for the largest batch that the backend runs at once, or
+                8. On a CPU clips run one at a time whatever it is.
+            on_device: Leave the embeddings on the GPU, as `milnce.device_arrays.DeviceArray`. They are not looked
+                at for NaN or infinity.
 
         Returns:
             N embeddings in the order of the clips.
@@ -181,11 +205,17 @@ class Model:
             InputError: if the array has another dtype, rank, order of channels, size or range; the message says
                 which and how to cure it.
             BundleError: if the bundle has no graph for this input form.
+            DeviceMemoryError: if the GPU has no memory for such a batch; smaller ones still run.
             NonFiniteError: if the graph gave NaN or infinity for one of the clips.
         """
-        step = positive("batch_size", batch_size)
         backend = self.open("video", input_form=input_form(clips))
-        check_clips(clips, backend.inputs[0])
+        spec = backend.inputs[0]
+        if isinstance(clips, np.ndarray):
+            check_clips(clips, spec)
+        if on_device or not isinstance(clips, np.ndarray):
+            found = backend.run({spec.name: clips}, on_device=on_device)
+            return VideoEmbeddings(found["video_embedding"], found["mixed_5c"])
+        step = positive("batch_size", batch_size) if batch_size is not None else backend.largest_batch or _CLIPS_AT_ONCE
         results = _run_in_batches(backend, clips, step)
         return VideoEmbeddings(results["video_embedding"], results["mixed_5c"])
 
@@ -296,7 +326,8 @@ def _run_in_batches(backend: Backend, array: NDArray[Any], step: int) -> Mapping
     spec = backend.inputs[0]
     if spec.shape[0].maximum is not None:
         step = min(step, spec.shape[0].maximum)
-    parts = [backend.run({spec.name: array[start : start + step]}) for start in range(0, len(array), step)]
+    batches = ({spec.name: array[start : start + step]} for start in range(0, len(array), step))
+    parts = list(backend.stream(batches)) if step < len(array) else [backend.run({spec.name: array})]
     joined = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in backend.outputs}
     for name, values in joined.items():
         if not np.isfinite(values).all():

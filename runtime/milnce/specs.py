@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from milnce.device_arrays import DeviceArray
+
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
@@ -115,7 +117,7 @@ class TensorSpec:
             raise BundleError(f"a tensor needs a name, a dtype and a list of axes; got {value!r}")
         return cls(name, dtype, tuple(Dimension.from_json(axis) for axis in shape))
 
-    def check(self, array: NDArray[Any]) -> None:
+    def check(self, array: NDArray[Any] | DeviceArray) -> None:
         """Hold `array` against this spec.
 
         Raises:
@@ -123,15 +125,15 @@ class TensorSpec:
         """
         if array.dtype.name != self.dtype:
             raise InputError(f"{self.name}: dtype {array.dtype.name} given, {self.dtype} expected ({self})")
-        if array.ndim != len(self.shape):
-            raise InputError(f"{self.name}: rank {array.ndim} given, shape {array.shape}; expected {self}")
+        if len(array.shape) != len(self.shape):
+            raise InputError(f"{self.name}: rank {len(array.shape)} given, shape {array.shape}; expected {self}")
         for index, (size, axis) in enumerate(zip(array.shape, self.shape, strict=True)):
             if not axis.accepts(size):
                 label = axis.name or f"axis {index}"
                 raise InputError(f"{self.name}: {label} is {size}, shape {array.shape}; expected {axis} in {self}")
 
 
-def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:
+def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any] | DeviceArray]) -> None:
     """Hold a batch's arrays against a graph's inputs: names, dtypes, shapes.
 
     Raises:

@@ -60,7 +60,7 @@ def test_doctor_reports_the_machine_whatever_is_wrong_with_the_bundle(tiny: Tiny
         document = json.loads(result.stdout)
         assert document["bundle"]["path"] == str(bundle)
         assert message in document["bundle"]["problem"]
-        assert len(document["backends"]) == 2
+        assert len(document["backends"]) == 3
         result = run("doctor", "--bundle", bundle)
         assert result.code == 1
         assert message in result.stdout

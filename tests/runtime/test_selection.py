@@ -14,22 +14,29 @@ import pytest
 import milnce
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce import backends
-from milnce.backends import Availability, onnxruntime, openvino
+from milnce.backends import Availability, onnxruntime, openvino, selection, tensorrt
 from milnce.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
 WHOLE = {
+    "tensorrt": Availability("tensorrt", None, problem='not installed: pip install "milnce[tensorrt]"'),
     "openvino": Availability("openvino", "2026.4", ("cpu",), ("fp32", "fp16", "bf16")),
     "onnxruntime": Availability("onnxruntime", "1.31", ("cpu",), ("fp32", "fp16")),
 }
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, **found: Availability) -> None:
+NO_DRIVER = "tensorrt on cuda, onnxruntime on cuda: there is no NVIDIA driver here (libcuda.so.1)"
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, found: Iterable[Availability] = (), *, driver: bool = False) -> None:
     """Let the probes answer as on a machine where `found` differs from `WHOLE`."""
-    answers = {**WHOLE, **found}
+    answers = {**WHOLE, **{item.name: item for item in found}}
+    monkeypatch.setattr(selection, "_driver_problem", lambda: None if driver else selection.NO_DRIVER)
+    monkeypatch.setattr(tensorrt, "probe", lambda: answers["tensorrt"])
     monkeypatch.setattr(openvino, "probe", lambda: answers["openvino"])
     monkeypatch.setattr(onnxruntime, "probe", lambda: answers["onnxruntime"])
 
@@ -38,15 +45,18 @@ def test_auto_takes_openvino_in_fp32_and_says_why(monkeypatch: pytest.MonkeyPatc
     pretend(monkeypatch)
     choice = backends.select()
     assert (choice.name, choice.device, choice.precision) == ("openvino", "cpu", "fp32")
-    assert str(choice) == "openvino on cpu in fp32: version 2026.4, the fastest exact backend on this machine"
+    assert choice.reason == (f"version 2026.4, the fastest exact backend on this machine; passed over: {NO_DRIVER}")
+    assert str(choice) == f"openvino on cpu in fp32: {choice.reason}"
+    assert choice.passed_over == (NO_DRIVER,)
+    assert backends.select(device="cpu").passed_over == ()
 
 
 def test_auto_names_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, openvino=Availability("openvino", None, problem="not installed: pip install it"))
+    pretend(monkeypatch, [Availability("openvino", None, problem="not installed: pip install it")])
     choice = backends.select()
     assert choice.name == "onnxruntime"
-    assert choice.passed_over == ("openvino: not installed: pip install it",)
-    assert str(choice).endswith("backend on this machine; passed over: openvino: not installed: pip install it")
+    assert choice.passed_over == (NO_DRIVER, "openvino on cpu: not installed: pip install it")
+    assert str(choice).endswith("; openvino on cpu: not installed: pip install it")
 
 
 def test_asked_by_name_is_taken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,11 +69,10 @@ def test_bf16_is_taken_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
     assert backends.select().precision == "fp32"
     assert backends.select(precision="bf16").name == "openvino"
-    pretend(monkeypatch, openvino=Availability("openvino", "2026.4", ("cpu",), ("fp32", "fp16")))
+    pretend(monkeypatch, [Availability("openvino", "2026.4", ("cpu",), ("fp32", "fp16"))])
     text = (
-        "backend auto, device cpu, precision bf16 cannot be had here. "
-        "openvino: it computes in fp32, fp16 here, not in bf16; "
-        "onnxruntime: it computes in fp32, fp16 here, not in bf16. "
+        f"backend auto, device auto, precision bf16 cannot be had here. {NO_DRIVER}; "
+        "openvino on cpu, onnxruntime on cpu: it computes in fp32, fp16 here, not in bf16. "
         "Available: openvino 2026.4: cpu in fp32, fp16; onnxruntime 1.31: cpu in fp32, fp16"
     )
     with pytest.raises(BackendUnavailableError) as caught:
@@ -71,31 +80,42 @@ def test_bf16_is_taken_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == text
 
 
-def test_a_gpu_is_taken_when_asked_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, onnxruntime=Availability("onnxruntime", "1.31", ("cpu", "cuda"), ("fp32", "fp16")))
-    assert backends.select().device == "cpu"
-    choice = backends.select(device="cuda")
-    assert (choice.name, choice.device) == ("onnxruntime", "cuda")
-    assert choice.passed_over == ("openvino: it runs on cpu here, not on cuda",)
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = Availability("onnxruntime", "1.31", ("cpu", "cuda"), ("fp32", "fp16"))
+    pretend(monkeypatch, [on_gpu], driver=True)
+    not_installed = 'tensorrt on cuda: not installed: pip install "milnce[tensorrt]"'
+    for device, taken in (("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1")):
+        choice = backends.select(device=device)
+        assert (choice.name, choice.device, choice.precision, choice.plans) == ("onnxruntime", taken, "fp32", None)
+        assert choice.passed_over == (not_installed,)
+    assert backends.select(device="cpu").name == "openvino"
+    assert backends.select("openvino").device == "cpu"
+    assert backends.select("onnxruntime", "cpu").device == "cpu"
 
 
 def test_cuda_that_is_not_there_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch)
+    pretend(monkeypatch, driver=True)
     with pytest.raises(BackendUnavailableError, match=r"it runs on cpu here, not on cuda; install: .* onnxruntime-gpu"):
         backends.select("onnxruntime", "cuda")
+    pretend(monkeypatch)
+    with pytest.raises(BackendUnavailableError, match="onnxruntime on cuda: there is no NVIDIA driver here"):
+        backends.select("onnxruntime", "cuda")
+    with pytest.raises(BackendUnavailableError, match=r"cannot be had here. openvino does not run on cuda"):
+        backends.select("openvino", "cuda")
 
 
 def test_nothing_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = {name: Availability(name, None, problem="not installed") for name in WHOLE}
-    pretend(monkeypatch, **nothing)
+    pretend(monkeypatch, [Availability(name, None, problem="not installed") for name in WHOLE])
     with pytest.raises(BackendUnavailableError, match=r'Available: none; pip install "milnce\[onnxruntime\]"'):
         backends.select()
 
 
 def test_names_that_do_not_exist_are_refused_with_those_that_do() -> None:
-    with pytest.raises(BackendUnavailableError, match="backend 'tflite' asked for; backends are auto, openvino, onnx"):
+    with pytest.raises(
+        BackendUnavailableError, match="'tflite' asked for; backends are auto, tensorrt, openvino, onnx"
+    ):
         backends.select("tflite")
-    with pytest.raises(InputError, match="device 'gpu' given; devices are auto, cpu, cuda"):
+    with pytest.raises(InputError, match="device 'gpu' given; devices are auto, cpu, cuda, cuda:1"):
         backends.select(device="gpu")
     with pytest.raises(InputError, match="precision 'int8' given; precisions are fp32, fp16, bf16"):
         backends.select(precision="int8")
@@ -171,8 +191,10 @@ def test_two_packages_that_own_one_module_are_a_clash(monkeypatch: pytest.Monkey
 
 def test_available_lists_each_backend_as_this_machine_has_it() -> None:
     found = backends.available()
-    assert [item.name for item in found] == ["openvino", "onnxruntime"]
-    for item in found:
+    assert [item.name for item in found] == ["tensorrt", "openvino", "onnxruntime"]
+    assert found[0].problem is not None
+    assert "NVIDIA driver" in found[0].problem
+    for item in found[1:]:
         assert item.usable
         assert item.version == metadata.version(item.name)
         assert "fp32" in item.precisions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from milnce.errors import BackendError, InputError
 from milnce.specs import check_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -61,10 +63,11 @@ class BackendChoice:
 
     Attributes:
         name: The backend.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" for the first GPU, or "cuda:N".
         precision: "fp32", "fp16" (the FP16 graphs) or "bf16" (the FP32 graphs, computed in bfloat16).
         reason: Why this one.
-        passed_over: What would have come first and why it was not taken, one sentence each.
+        passed_over: What would have come first and why it was not taken, a sentence a reason; `reason` ends with them.
+        plans: Folder with the TensorRT plans that run, or None for a backend that takes the ONNX files.
     """
 
     name: str
@@ -72,47 +75,73 @@ class BackendChoice:
     precision: str
     reason: str
     passed_over: tuple[str, ...] = ()
+    plans: Path | None = None
 
     def __str__(self) -> str:
-        sentence = f"{self.name} on {self.device} in {self.precision}: {self.reason}"
-        if self.passed_over:
-            sentence += f"; passed over: {'; '.join(self.passed_over)}"
-        return sentence
+        return f"{self.name} on {self.device} in {self.precision}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class CudaOptions:
+    """How much of a GPU a model may take.
+
+    Attributes:
+        slots: Batches in flight. With three, one is uploaded while one is computed and one is downloaded.
+        device_limit_bytes: Device memory of one graph for inputs, outputs, what lies between them, and results that
+            stay on the device; None for no limit. Weights, and what the libraries allocate for themselves, come on
+            top.
+        pinned_limit_bytes: Pinned host memory of one graph; None for no limit.
+        cuda_graphs: Whether batches run as captured CUDA graphs, where the backend can.
+        exhaustive_search: Whether ONNX Runtime tries every cuDNN algorithm the first time it meets a batch size: a
+            slower start for a faster run.
+    """
+
+    slots: int = 3
+    device_limit_bytes: int | None = None
+    pinned_limit_bytes: int | None = None
+    cuda_graphs: bool = True
+    exhaustive_search: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "device_limit_bytes", "pinned_limit_bytes"):
+            value = getattr(self, name)
+            optional = name != "slots" and value is None
+            if not optional and (type(value) is not int or value < 1):
+                raise InputError(f"{name} is {value!r}; a whole number of at least 1 expected")
 
 
 class Backend(ABC):
     """One opened graph.
 
-    `run` may be called from several threads at once. A backend is a context manager; leaving it closes it.
+    `run`, `submit` and `stream` may be called from several threads at once. A backend is a context manager; leaving
+    it closes it.
 
     Attributes:
         name: The backend's name.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" for the first GPU, or "cuda:N".
         precision: "fp32", "fp16" or "bf16".
         graph: The graph's entry in the manifest.
-        items_per_run: Largest batch the library is given at once, or None for the caller's own batch. On a CPU it is
-            1 for video: measured on 2 cores with an S3D-like FP32 graph at 32x224x224, batches of 4 took 1.1 (OpenVINO)
-            to 1.6 (ONNX Runtime) times as long a clip as single clips, since the activations leave the cache, and
-            a batch of 8 took 1.4 GB instead of 0.4 GB.
+        largest_batch: Rows in the largest batch that runs at once, or None where only memory bounds it. Larger ones
+            are split.
     """
 
     name: str
+    largest_batch: int | None = None
 
     def __init__(self, graph: GraphFile, *, device: str, precision: str) -> None:
         self.graph = graph
         self.device = device
         self.precision = precision
-        self.items_per_run = 1 if device == "cpu" and _runs_by_item(graph.inputs) else None
         self._closed = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the graph takes."""
+        """What it takes."""
         return self.graph.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What the graph gives."""
+        """What it gives."""
         return self.graph.outputs
 
     def __repr__(self) -> str:
@@ -126,22 +155,92 @@ class Backend(ABC):
     ) -> None:
         self.close()
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    @abstractmethod
+    def run(
+        self, feeds: Mapping[str, Any], *, on_device: bool = False, cuda_stream: int | None = None
+    ) -> dict[str, Any]:
         """Run one batch.
 
         Args:
-            feeds: An array for each input by name, in the dtype, rank and sizes that `inputs` says. Arrays that
-                are not C-contiguous are copied.
+            feeds: An array for each input by name, in the dtype, rank and sizes that `inputs` says. On a GPU also
+                arrays that are there already, of any library with `__cuda_array_interface__` or DLPack (PyTorch, CuPy,
+                PyCUDA, JAX): C-contiguous, on this GPU; nothing of them is copied to the host.
+            on_device: Leave the results on the GPU.
+            cuda_stream: Handle of the caller's stream, for work that the host does not wait for: inputs are read
+                after what the stream holds now, and what is enqueued on it afterwards sees the results, which stay
+                on the GPU.
 
         Returns:
-            A new array for each output by name.
+            A new array for each output by name; a `milnce.device_arrays.DeviceArray` where it stays on the GPU.
 
         Raises:
-            InputError: if the arrays do not fit the inputs.
+            InputError: if the arrays do not fit the inputs, or a CPU backend is asked for what only a GPU has.
             BackendError: if the backend is closed or the library fails; its own text is in the message.
         """
+
+    def submit(self, feeds: Mapping[str, Any]) -> Future[dict[str, NDArray[Any]]]:
+        """Start one batch and return its future. On a CPU it is done when this returns.
+
+        On a GPU this returns when the batch is in pinned memory: the caller's arrays may be changed then. It blocks
+        while every slot is in use, so that memory stays bounded. Futures cannot be cancelled; arrays on the GPU must
+        live until the future is done.
+
+        Raises:
+            InputError: as `run`. What the library says when it runs the batch is in the future.
+        """
+        future: Future[dict[str, NDArray[Any]]] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(self.run(feeds))
+        except InputError:
+            raise
+        except BackendError as error:
+            future.set_exception(error)
+        return future
+
+    def stream(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Run batches and yield their results in order. On a GPU copies of some hide behind the compute of others.
+
+        Args:
+            batches: As `run` takes them. Taken one at a time, at most as many ahead as there are slots.
+
+        Raises:
+            InputError: as `run`.
+            BackendError: as `run`, in the place of the batch that failed.
+        """
+        for feeds in batches:
+            yield self.run(feeds)
+
+    def close(self) -> None:
+        """Free the graph. A second call does nothing."""
+        self._closed = True
+
+    def _refuse_closed(self) -> None:
         if self._closed:
             raise BackendError(f"{self.name}: {self.graph} is closed; load the model again")
+
+
+class CpuBackend(Backend):
+    """A graph that takes arrays of the host and gives such.
+
+    Attributes:
+        items_per_run: Largest batch the library is given at once, or None for the caller's own batch. On a CPU it is
+            1 for video: measured on 2 cores with an S3D-like FP32 graph at 32x224x224, batches of 4 took 1.1 (OpenVINO)
+            to 1.6 (ONNX Runtime) times as long a clip as single clips, since the activations leave the cache, and
+            a batch of 8 took 1.4 GB instead of 0.4 GB.
+    """
+
+    def __init__(self, graph: GraphFile, *, precision: str) -> None:
+        super().__init__(graph, device="cpu", precision=precision)
+        self.items_per_run = 1 if _runs_by_item(graph.inputs) else None
+
+    def run(
+        self, feeds: Mapping[str, Any], *, on_device: bool = False, cuda_stream: int | None = None
+    ) -> dict[str, Any]:
+        """Run one batch of host arrays; those that are not C-contiguous are copied. See `Backend.run`."""
+        self._refuse_closed()
+        if on_device or cuda_stream is not None:
+            raise InputError(f"{self.name} runs on the CPU: on_device and cuda_stream need a model loaded on a GPU")
         for name, array in feeds.items():
             if not isinstance(array, np.ndarray):
                 raise InputError(f"{name}: a numpy.ndarray expected, {type(array).__name__} given")
@@ -157,10 +256,6 @@ class Backend(ABC):
             for start in range(0, count, step)
         ]
         return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
-
-    def close(self) -> None:
-        """Free the graph. A second call does nothing."""
-        self._closed = True
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

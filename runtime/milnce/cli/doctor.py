@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milnce.cli.common import EXIT_FAILED, JsonOption, describe_backend, print_json, print_table, printable, reported
+from milnce.cli.common import (
+    EXIT_FAILED,
+    JsonOption,
+    describe_backend,
+    print_json,
+    print_table,
+    printable,
+    reported,
+    size,
+)
 from milnce.errors import MilnceError
 
 if TYPE_CHECKING:
@@ -63,6 +72,9 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
 _PACKAGES = (
     ("pillow", "contact sheets", 'pip install "milnce[video]"'),
     ("pyarrow", "Parquet features", 'pip install "milnce[parquet]"'),
+    ("cuda-bindings", "running on an NVIDIA GPU", 'pip install "milnce[tensorrt]" (or cuda, or rtx)'),
+    ("tensorrt", "building and running plans for this GPU", 'pip install "milnce[tensorrt]"'),
+    ("tensorrt-rtx", "building plans for RTX GPUs, on any machine", 'pip install "milnce[rtx]"'),
     ("torch", "export only", 'pip install "milnce[convert]"'),
     ("onnx", "export only", 'pip install "milnce[convert]"'),
 )
@@ -86,15 +98,32 @@ def cpu() -> dict[str, Any]:
 
 
 def gpu_driver() -> dict[str, Any]:
-    """Return whether NVIDIA's driver is there, and the newest CUDA it runs. No GPU is touched."""
+    """Return whether NVIDIA's driver is there, the newest CUDA it runs, and the GPUs that this process can use."""
+    entry: dict[str, Any] = {"driver": False, "cuda": None, "devices": [], "problem": None}
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         number = ctypes.c_int()
         status = driver.cuDriverGetVersion(ctypes.byref(number))
     except (OSError, AttributeError):
-        return {"driver": False, "cuda": None}
-    cuda = f"{number.value // 1000}.{number.value % 1000 // 10}" if status == 0 else None
-    return {"driver": True, "cuda": cuda}
+        return entry
+    entry["driver"] = True
+    if status == 0:
+        entry["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    from milnce.cuda import gpus  # noqa: PLC0415  # commands import what they need when they run
+
+    try:
+        entry["devices"] = [
+            {
+                "index": gpu.index,
+                "name": gpu.name,
+                "compute_capability": ".".join(map(str, gpu.compute_capability)),
+                "memory_bytes": gpu.total_bytes,
+            }
+            for gpu in gpus()
+        ]
+    except MilnceError as error:
+        entry["problem"] = str(error)
+    return entry
 
 
 def video_package() -> dict[str, Any]:
@@ -152,7 +181,7 @@ def _run_bundle(bundle: Path) -> dict[str, Any]:
     held = milnce.Bundle.open(bundle).manifest.graphs
     # FP16 only where the bundle has nothing else: it is never taken unasked.
     exact = any((graph.module, graph.precision) == ("video", "fp32") for graph in held)
-    with milnce.load(bundle, precision=None if exact else "fp16") as model:
+    with milnce.load(bundle, precision=None if exact else "fp16") as model:  # None also takes plans, if there are any
         spec = model.open("video").inputs[0]
         clip = np.zeros([axis.minimum for axis in spec.shape], spec.dtype)
         model.encode_video(clip)
@@ -190,6 +219,11 @@ def _print(report: dict[str, Any]) -> None:
     typer.echo(f"CPU: {processor['name']}, {processor['cores']} cores, {' '.join(processor['flags'])}")
     driver = "NVIDIA driver not found" if not gpu["driver"] else f"NVIDIA driver present, CUDA up to {gpu['cuda']}"
     typer.echo(f"GPU: {driver}")
+    for device in gpu["devices"]:
+        about = f"compute capability {device['compute_capability']}, {size(device['memory_bytes'])}"
+        typer.echo(f"GPU {device['index']}: {device['name']}, {about}")
+    if gpu["problem"] is not None:
+        typer.echo(f"GPU: {gpu['problem']}")
     rows = [
         [
             item["name"],

@@ -1,0 +1,218 @@
+"""Which backend a bundle gets on this machine, and why not a better one."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from milnce.backends.base import Availability, Backend, BackendChoice, CudaOptions
+from milnce.errors import BackendUnavailableError, BundleError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from milnce.bundle import Bundle
+    from milnce.manifest import GraphFile
+
+BACKENDS = ("tensorrt", "openvino", "onnxruntime")
+DEVICES = ("cpu", "cuda")
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+# In the order in which "auto" tries them. A plan was built on purpose, so it comes first, in the precision it has; of
+# the others the exact ones: on the GPU, then on the CPU the fastest first, as measured (benchmarks/).
+_ORDER = (("tensorrt", "cuda"), ("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
+_PLAN_PRECISIONS = ("fp16", "fp32")
+_DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
+NO_DRIVER = "there is no NVIDIA driver here (libcuda.so.1)"
+
+
+def available() -> list[Availability]:
+    """Say what each backend can do on this machine."""
+    return [_module(name).probe() for name in BACKENDS]
+
+
+def select(
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str | None = None,
+    *,
+    bundle: Bundle | None = None,
+    plans: Path | None = None,
+    modules: Sequence[str] = ("video", "text"),
+) -> BackendChoice:
+    """Choose the backend.
+
+    Args:
+        backend: A name of `BACKENDS`, or "auto" for the first that can do what is asked.
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU where one can be used, else the CPU.
+        precision: "fp32"; "fp16" for the bundle's FP16 graphs or plans; or "bf16" for its FP32 graphs computed in
+            bfloat16 where the CPU can. None takes a plan's own (FP16 before FP32), and FP32 of the others.
+        bundle: The bundle that is to run; without one no plan is looked for.
+        plans: Folder with its plans; None for the bundle's own.
+        modules: Towers that must have plans.
+
+    Raises:
+        InputError: if `device` or `precision` is no such name.
+        BackendUnavailableError: if nothing here can do it; the message says what was asked, what is available and
+            what to install.
+    """
+    if device != "auto" and _DEVICE.fullmatch(device) is None:
+        raise InputError(f"device {device!r} given; devices are auto, {', '.join(DEVICES)}, cuda:1, ...")
+    if precision not in (None, *PRECISIONS):
+        raise InputError(f"precision {precision!r} given; precisions are {', '.join(PRECISIONS)}")
+    if backend not in ("auto", *BACKENDS):
+        raise BackendUnavailableError(f"backend {backend!r} asked for; backends are auto, {', '.join(BACKENDS)}")
+    # Asked of the system and not of a library: on a machine without a GPU nothing of CUDA is even imported.
+    gpu_problem = _driver_problem()
+    passed_over: list[tuple[str, str]] = []
+    for name, kind in _ORDER:
+        if backend not in ("auto", name) or not device.startswith(("auto", kind)):
+            continue
+        where = f"{name} on {kind}"
+        if kind == "cuda" and gpu_problem is not None:
+            passed_over.append((where, gpu_problem))
+            continue
+        found: Availability = _module(name).probe()
+        wanted = kind if device == "auto" else device
+        plans_folder, obstacle, taken = None, _obstacle(found, kind, precision or "fp32"), precision or "fp32"
+        if obstacle is None and name == "tensorrt":
+            plans_folder = plans or (None if bundle is None else bundle.path / "plans")
+            taken, obstacle = _plan_precision(precision, bundle, plans_folder, modules, device_index(wanted))
+        if obstacle is None:
+            reason = _reason(found, backend, device, precision, passed_over)
+            return BackendChoice(name, wanted, taken, reason, _sentences(passed_over), plans_folder)
+        passed_over.append((where, obstacle))
+    asked = f"backend {backend}, device {device}, precision {precision or 'auto'}"
+    others = "; ".join(str(found) for found in available() if found.usable) or 'none; pip install "milnce[onnxruntime]"'
+    why = "; ".join(_sentences(passed_over)) or f"{backend} does not run on {device}"
+    raise BackendUnavailableError(f"{asked} cannot be had here. {why}. Available: {others}")
+
+
+def open_graph(
+    choice: BackendChoice,
+    model: bytes | None,
+    graph: GraphFile,
+    *,
+    threads: int | None = None,
+    cuda: CudaOptions | None = None,
+) -> Backend:
+    """Open a graph in the chosen backend.
+
+    Args:
+        choice: What `select` gave.
+        model: The ONNX file's content, checked against the manifest. None for a choice with `plans`, which takes the
+            plan of that very file.
+        graph: Its entry in the manifest.
+        threads: CPU threads for one run; None for every core.
+        cuda: How much of a GPU it may take.
+
+    Raises:
+        BackendUnavailableError: if the device cannot be had.
+        PlanError: if there is no valid plan of this graph.
+        BackendError: if the backend refuses the graph.
+    """
+    if choice.plans is not None:
+        from milnce.backends import tensorrt  # noqa: PLC0415 - backends load on use
+
+        index = device_index(choice.device)
+        return tensorrt.open_graph(graph, plans=choice.plans, device=index, options=cuda)
+    if model is None:
+        raise InputError(f"{choice.name} takes the ONNX file of {graph}; none given")
+    if choice.device != "cpu":
+        if choice.name != "onnxruntime":
+            raise BackendUnavailableError(f"{choice.name} runs on cpu here, not on {choice.device}; use device='cpu'")
+        from milnce.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend  # noqa: PLC0415 - backends load on use
+
+        index = device_index(choice.device)
+        return OnnxRuntimeCudaBackend(model, graph, device=index, precision=choice.precision, options=cuda)
+    opened: Backend = _module(choice.name).open_graph(model, graph, precision=choice.precision, threads=threads)
+    return opened
+
+
+def device_index(device: str) -> int:
+    """Return N of "cuda:N", 0 for "cuda"."""
+    found = _DEVICE.fullmatch(device)
+    return int(found[1] or 0) if found else 0
+
+
+def _module(name: str) -> Any:  # noqa: ANN401 - a module with `probe` and, for a CPU, `open_graph`
+    return import_module(f"milnce.backends.{name}")
+
+
+def _driver_problem() -> str | None:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return NO_DRIVER
+    return None
+
+
+def _plan_precision(
+    precision: str | None, bundle: Bundle | None, folder: Path | None, modules: Sequence[str], device: int
+) -> tuple[str, str | None]:
+    """Return the precision in which there are plans, or what is in the way."""
+    from milnce.backends import tensorrt  # noqa: PLC0415 - backends load on use
+
+    if bundle is None or folder is None:
+        return "", "plans belong to a bundle, and none was given"
+    problems = []
+    for wanted in (precision,) if precision else _PLAN_PRECISIONS:
+        try:
+            graphs = [
+                bundle.graph(module, precision="fp32" if module == "projection" else wanted) for module in modules
+            ]
+        except BundleError as error:
+            problems.append(str(error))
+            continue
+        problem = tensorrt.plans_problem(folder, graphs, device)
+        if problem is None:
+            return wanted, None
+        problems.append(problem)
+    # The first is about the precision that is best to have.
+    return "", problems[0]
+
+
+def _obstacle(found: Availability, device: str, precision: str) -> str | None:
+    """Return why `found` cannot do what is asked, with the cure, or None if it can."""
+    if found.problem is not None:
+        return found.problem
+    if device not in found.devices:
+        cure = ""
+        if device == "cuda" and found.name == "onnxruntime":
+            cure = "; install: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        return f"it runs on {_listed(found.devices)} here, not on {device}{cure}"
+    if precision not in found.precisions:
+        return f"it computes in {_listed(found.precisions)} here, not in {precision}"
+    return None
+
+
+def _reason(
+    found: Availability, backend: str, device: str, precision: str | None, passed_over: Sequence[tuple[str, str]]
+) -> str:
+    if backend != "auto":
+        why = "asked for by name"
+    elif found.name == "tensorrt":
+        why = "its plans fit this GPU"
+    elif precision is None and device == "auto":
+        why = "the fastest exact backend on this machine"
+    else:
+        why = "the fastest on this machine for what was asked"
+    reason = f"version {found.version}, {why}"
+    if passed_over:
+        reason += f"; passed over: {'; '.join(_sentences(passed_over))}"
+    return reason
+
+
+def _sentences(passed_over: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return one sentence a problem, naming all that have it."""
+    by_problem: dict[str, list[str]] = {}
+    for name, problem in passed_over:
+        by_problem.setdefault(problem, []).append(name)
+    return tuple(f"{', '.join(names)}: {problem}" for problem, names in by_problem.items())
+
+
+def _listed(items: Sequence[str]) -> str:
+    return ", ".join(items) or "nothing"

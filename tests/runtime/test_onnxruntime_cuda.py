@@ -1,0 +1,155 @@
+"""ONNX Runtime on CUDA: bindings to the ring's buffers, options and refusals, with real sessions on a simulated GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from helpers import fake_cuda, fake_onnxruntime
+from helpers.tiny_bundle import tiny_clips
+from milnce import backends
+from milnce.backends import BackendChoice, CudaOptions
+from milnce.bundle import Bundle
+from milnce.errors import BackendError, BackendUnavailableError, DeviceMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from helpers.fake_cuda import FakeCuda
+    from helpers.fake_onnxruntime import CudaSession
+    from helpers.tiny_bundle import Tiny
+    from milnce.backends import Backend
+
+
+@pytest.fixture(params=["lazy", "random"])
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return fake_cuda.install(monkeypatch, policy=request.param, gpus=[fake_cuda.FakeGpu(), fake_cuda.FakeGpu()])
+
+
+@pytest.fixture
+def sessions(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> type[CudaSession]:
+    return fake_onnxruntime.install(monkeypatch, fake)
+
+
+@pytest.fixture
+def opened(tiny: Tiny, fake: FakeCuda, sessions: type[CudaSession]) -> Iterator[Callable[..., Backend]]:
+    assert sessions.opened == []
+    bundle = Bundle.open(tiny.path)
+    made: list[Backend] = []
+
+    def open_graph(
+        module: str = "video",
+        device: str = "cuda",
+        precision: str = "fp32",
+        **options: Any,  # noqa: ANN401
+    ) -> Backend:
+        graph = bundle.graph(module, precision=precision)
+        choice = BackendChoice("onnxruntime", device, precision, "tests")
+        made.append(backends.open_graph(choice, bundle.read(graph), graph, cuda=CudaOptions(**options)))
+        return made[-1]
+
+    yield open_graph
+    for backend in made:
+        backend.close()
+    fake.check()
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_video_gives_the_towers_numbers_at_any_batch(opened: Callable[..., Backend], tiny: Tiny, count: int) -> None:
+    clips = tiny_clips(count)
+    found = opened().run({"video": clips})
+    embedding, mixed_5c = tiny.weights.video(clips)
+    np.testing.assert_allclose(found["video_embedding"], embedding, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found["mixed_5c"], mixed_5c, rtol=0, atol=2e-5)
+
+
+def test_sizes_may_change_from_call_to_call_and_back(opened: Callable[..., Backend], tiny: Tiny) -> None:
+    backend = opened()
+    for frames, size in [(4, 16), (8, 20), (6, 32), (4, 16)]:
+        clips = tiny_clips(3, frames=frames, size=size, seed=size)
+        found = backend.run({"video": clips})["mixed_5c"]
+        np.testing.assert_allclose(found, tiny.weights.video(clips)[1], rtol=0, atol=2e-5)
+
+
+def test_text_runs_in_buckets_of_sentences(opened: Callable[..., Backend], tiny: Tiny) -> None:
+    backend = opened("text")
+    tokens = np.random.default_rng(0).integers(0, 13, (300, 16))
+    found = backend.run({"tokens": tokens})["text_embedding"]
+    np.testing.assert_allclose(found, tiny.weights.text(tokens), rtol=0, atol=2e-5)
+    assert backend.largest_batch == 256
+
+
+def test_the_session_is_told_the_ring_s_stream_and_no_tf32(
+    opened: Callable[..., Backend], sessions: type[CudaSession]
+) -> None:
+    opened()
+    opened(device="cuda:1", device_limit_bytes=8 * 2**20, exhaustive_search=True)
+    plain, limited = sessions.opened
+    stream = plain.provider_options.pop("user_compute_stream")
+    assert int(stream) > 0
+    assert plain.provider_options == {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert limited.provider_options.pop("user_compute_stream") != stream
+    assert limited.provider_options == {
+        "device_id": "1",
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "gpu_mem_limit": str(7 * 2**20),
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    assert plain.disable_cpu_ep_fallback == limited.disable_cpu_ep_fallback == "1"
+
+
+def test_a_session_that_falls_back_to_the_cpu_is_refused(
+    opened: Callable[..., Backend], sessions: type[CudaSession], fake: FakeCuda
+) -> None:
+    sessions.used_providers = ["CPUExecutionProvider"]
+    with pytest.raises(
+        BackendUnavailableError, match=r"asked for cuda but took CPUExecutionProvider: .* did not start"
+    ):
+        opened()
+    fake.check()
+
+
+def test_an_onnxruntime_without_cuda_says_what_to_install(
+    opened: Callable[..., Backend], fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(
+        BackendUnavailableError, match=r"is not among CPUExecutionProvider; install: .* onnxruntime-gpu"
+    ):
+        opened()
+    fake.check()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Failed to allocate memory for requested buffer of size 512", DeviceMemoryError),
+        ("CUDA failure 2: out of memory", DeviceMemoryError),
+        ("CUDNN_STATUS_EXECUTION_FAILED", BackendError),
+    ],
+)
+def test_what_the_library_says_is_passed_on_and_the_next_batch_runs(
+    opened: Callable[..., Backend],
+    sessions: type[CudaSession],
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    kind: type[Exception],
+) -> None:
+    backend = opened()
+    clips = tiny_clips(2)
+
+    def failing(*_: object) -> None:
+        raise RuntimeError(said)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions, "run_with_iobinding", failing)
+        for call in (lambda: backend.run({"video": clips}), lambda: backend.submit({"video": clips}).result(60)):
+            with pytest.raises(kind, match=f"onnxruntime failed to run video uint8 fp32 .* with 2 rows: .*{said}"):
+                call()
+    found = backend.run({"video": clips})["mixed_5c"]
+    np.testing.assert_allclose(found, tiny.weights.video(clips)[1], rtol=0, atol=2e-5)
