@@ -63,7 +63,7 @@ def read_capsule(capsule: object) -> Description:
     """Describe the array in a capsule that `__dlpack__` returned. The capsule must outlive the use of the memory.
 
     Raises:
-        InputError: if it is no unversioned DLPack capsule, or its dtype is not one of NumPy's integers and floating-point numbers.
+        InputError: if it is no unversioned DLPack capsule, or of a dtype that is not taken here.
     """
     try:
         tensor = _Tensor.from_address(_pointer_of(capsule, b"dltensor"))
