@@ -135,15 +135,14 @@ class Calls:
 
     def _forbid_in_captures(self) -> None:
         """End the captures which a potentially unsafe call (allocation, event query) disturbs."""
-        if self.capture_mode == CaptureMode.cudaStreamCaptureModeRelaxed:
+        mine, modes = self.capture_mode, CaptureMode
+        if mine == modes.cudaStreamCaptureModeRelaxed:
             return
         hit = [
             capture
             for capture in self.captures
-            if capture.mode == CaptureMode.cudaStreamCaptureModeGlobal
-            or (
-                capture.mode == CaptureMode.cudaStreamCaptureModeThreadLocal and capture.thread == threading.get_ident()
-            )
+            if (capture.thread == threading.get_ident() and capture.mode != modes.cudaStreamCaptureModeRelaxed)
+            or (mine == modes.cudaStreamCaptureModeGlobal and capture.mode == modes.cudaStreamCaptureModeGlobal)
         ]
         for capture in hit:
             capture.invalid = True

@@ -1,5 +1,5 @@
 # ruff: noqa: N802, D102  (the functions have the names and the meaning of the binding they stand in for)
-"""Streams, events and graphs of the simulated CUDA runtime."""
+"""Streams and events of the simulated CUDA runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, SupportsInt, TypeVar
 from cuda.bindings import runtime
 
 from helpers.fake_cuda_calls import Calls, CudaFailureError, Error, Result, api
-from helpers.fake_cuda_streams import Capture, Event, GraphExec, Node, Stream, merge
+from helpers.fake_cuda_streams import Event, GraphExec, Node, Stream, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Handle = SupportsInt
 
 T = TypeVar("T")
-_LEGACY, _PER_THREAD = (0, 1), 2
+LEGACY, _PER_THREAD = (0, 1), 2
 _LAZY_QUERIES = 2  # the second query of an event under "lazy" finds it done
 _MS_PER_OPERATION = 0.25
 
@@ -31,7 +31,7 @@ def _nothing() -> None:
 
 
 class QueueCalls(Calls):
-    """Streams, events, captures and graphs."""
+    """Streams and events, and what is in a capture or a graph."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  the options of Calls, handed on
         super().__init__(**options)
@@ -59,7 +59,7 @@ class QueueCalls(Calls):
 
     @api(anyway=True)
     def cudaStreamDestroy(self, stream: Handle) -> Result:
-        found = self._taken(self.streams, stream, "stream")
+        found = self.taken(self.streams, stream, "stream")
         if found.capture is not None:
             found.capture.invalid = True
         del self.streams[found.handle]
@@ -67,12 +67,12 @@ class QueueCalls(Calls):
 
     @api()
     def cudaStreamSynchronize(self, stream: Handle) -> Result:
-        self.wait_for_stream(self._stream(stream))
+        self.wait_for_stream(self.stream_of(stream))
         return ()
 
     @api()
     def cudaStreamQuery(self, stream: Handle) -> Result:
-        found = self._stream(stream)
+        found = self.stream_of(stream)
         self._refuse_capturing(found)
         if found.last is not None and not found.last.done:
             if self._scheduler.policy == "lazy":
@@ -84,7 +84,7 @@ class QueueCalls(Calls):
     @api()
     def cudaStreamWaitEvent(self, stream: Handle, event: Handle, flags: int) -> Result:
         del flags
-        found, mark = self._stream(stream), self._taken(self.events, event, "event")
+        found, mark = self.stream_of(stream), self.taken(self.events, event, "event")
         if mark.capture is not None:
             if mark.capture not in self.captures:
                 raise CudaFailureError(Error.cudaErrorCapturedEvent)
@@ -134,7 +134,7 @@ class QueueCalls(Calls):
 
     def _ordered_with(self, stream: Stream) -> list[Stream]:
         """Return `stream` and those which the default stream's old rule orders it with."""
-        legacy = self._default(_LEGACY[0], stream.device)
+        legacy = self._default(LEGACY[0], stream.device)
         if not stream.blocking:
             return [stream]
         if stream is not legacy:
@@ -147,15 +147,16 @@ class QueueCalls(Calls):
             self._defaults[key, device] = Stream(next(self._handles), device, blocking=True)
         return self._defaults[key, device]
 
-    def _stream(self, handle: Handle) -> Stream:
+    def stream_of(self, handle: Handle) -> Stream:
+        """Return a stream by its handle; 0 and 1 are the default stream, 2 that of the thread."""
         number = int(handle)
-        if number in _LEGACY:
+        if number in LEGACY:
             return self._default(0, self.device)
         if number == _PER_THREAD:
             return self._default(threading.get_ident(), self.device)
-        return self._taken(self.streams, handle, "stream")
+        return self.taken(self.streams, handle, "stream")
 
-    def _taken(self, table: dict[int, T], handle: Handle, what: str) -> T:
+    def taken(self, table: dict[int, T], handle: Handle, what: str) -> T:
         """Return the object of `handle`; one that never was, or was destroyed, is a violation."""
         found = table.get(int(handle))
         if found is None:
@@ -186,12 +187,12 @@ class QueueCalls(Calls):
 
     @api(anyway=True)
     def cudaEventDestroy(self, event: Handle) -> Result:
-        del self.events[self._taken(self.events, event, "event").handle]
+        del self.events[self.taken(self.events, event, "event").handle]
         return ()
 
     @api()
     def cudaEventRecord(self, event: Handle, stream: Handle) -> Result:
-        mark, found = self._taken(self.events, event, "event"), self._stream(stream)
+        mark, found = self.taken(self.events, event, "event"), self.stream_of(stream)
         if mark.device != found.device:
             raise CudaFailureError(Error.cudaErrorInvalidResourceHandle)
         mark.queries = 0
@@ -236,87 +237,8 @@ class QueueCalls(Calls):
         return ((finished[1] - finished[0]) * _MS_PER_OPERATION,)
 
     def _uncaptured(self, event: Handle) -> Event:
-        mark = self._taken(self.events, event, "event")
+        mark = self.taken(self.events, event, "event")
         if mark.capture is not None:
             mark.capture.invalid = True
             raise CudaFailureError(Error.cudaErrorCapturedEvent)
         return mark
-
-    # Graphs
-
-    @api()
-    def cudaStreamBeginCapture(self, stream: Handle, mode: int) -> Result:
-        found = self._stream(stream)
-        if int(stream) in _LEGACY:
-            raise CudaFailureError(Error.cudaErrorStreamCaptureUnsupported)
-        if found.capture is not None:
-            raise CudaFailureError(Error.cudaErrorIllegalState)
-        capture = Capture(found, int(mode), threading.get_ident())
-        capture.join(found, {})
-        self.captures.append(capture)
-        return ()
-
-    @api(1, anyway=True)
-    def cudaStreamEndCapture(self, stream: Handle) -> Result:
-        found = self._stream(stream)
-        capture = found.capture
-        if capture is None:
-            raise CudaFailureError(Error.cudaErrorIllegalState)
-        if capture.origin is not found:
-            raise CudaFailureError(Error.cudaErrorStreamCaptureUnmatched)
-        relaxed = capture.mode == runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
-        if not relaxed and capture.thread != threading.get_ident():
-            raise CudaFailureError(Error.cudaErrorStreamCaptureWrongThread)
-        self.captures.remove(capture)
-        for one in capture.streams:
-            one.capture = None
-        if capture.invalid:
-            raise CudaFailureError(Error.cudaErrorStreamCaptureInvalidated)
-        if not capture.joined:
-            raise CudaFailureError(Error.cudaErrorStreamCaptureUnjoined)
-        handle = next(self._handles)
-        self.graphs[handle] = tuple(capture.nodes)
-        return (runtime.cudaGraph_t(handle),)
-
-    @api(1)
-    def cudaStreamIsCapturing(self, stream: Handle) -> Result:
-        capture = self._stream(stream).capture
-        status = runtime.cudaStreamCaptureStatus
-        if capture is None:
-            return (status.cudaStreamCaptureStatusNone,)
-        return (status.cudaStreamCaptureStatusInvalidated if capture.invalid else status.cudaStreamCaptureStatusActive,)
-
-    @api(1)
-    def cudaGraphInstantiate(self, graph: Handle, flags: int) -> Result:
-        del flags
-        nodes = self._taken(self.graphs, graph, "graph")
-        handle = next(self._handles)
-        self.executables[handle] = GraphExec(nodes)
-        return (runtime.cudaGraphExec_t(handle),)
-
-    @api()
-    def cudaGraphUpload(self, graphExec: Handle, stream: Handle) -> Result:  # noqa: N803
-        self._taken(self.executables, graphExec, "graph executable")
-        self._stream(stream)
-        return ()
-
-    @api()
-    def cudaGraphLaunch(self, graphExec: Handle, stream: Handle) -> Result:  # noqa: N803
-        executable, found = self._taken(self.executables, graphExec, "graph executable"), self._stream(stream)
-        merge(found.clock, executable.clock)
-        for node in executable.nodes:
-            executable.last = self.enqueue(found, node, (executable.last,)) or executable.last
-        executable.clock = dict(found.clock)
-        return ()
-
-    @api(anyway=True)
-    def cudaGraphDestroy(self, graph: Handle) -> Result:
-        self._taken(self.graphs, graph, "graph")
-        del self.graphs[int(graph)]
-        return ()
-
-    @api(anyway=True)
-    def cudaGraphExecDestroy(self, graphExec: Handle) -> Result:  # noqa: N803
-        self._taken(self.executables, graphExec, "graph executable")
-        del self.executables[int(graphExec)]
-        return ()
