@@ -12,7 +12,6 @@ from milnce.backends.tensorrt_engine import Engine
 from milnce.cuda import Cuda, gpus
 from milnce.errors import BackendError, CudaUnavailableError, InputError, PlanError
 from milnce.plans import find_plan, installed_libraries, library_problems, read_plan
-from milnce.specs import Dimension
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -228,7 +227,7 @@ def _narrowed(spec: TensorSpec, profiles: Sequence[PlanProfile]) -> TensorSpec:
     axes = [replace(spec.shape[0], minimum=1, maximum=None)]
     for index, axis in enumerate(spec.shape[1:], start=1):
         low, high = min(low[index] for low, _, _ in bounds), max(high[index] for _, _, high in bounds)
-        axes.append(Dimension.fixed(low) if low == high else replace(axis, minimum=low, maximum=high))
+        axes.append(replace(axis, minimum=low, maximum=high))
     return replace(spec, shape=tuple(axes))
 
 
