@@ -94,7 +94,10 @@ def load(  # noqa: PLR0913  # what to run, where, and how much of the machine it
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     bundle = Bundle.open(path)
     folder = None if plans is None else Path(plans)
-    choice = backends.select(backend, device, precision, bundle=bundle, plans=folder, modules=names)
+    # A model that opens its towers later needs plans of both all the same.
+    choice = backends.select(
+        backend, device, precision, bundle=bundle, plans=folder, modules=names or ("video", "text")
+    )
     model = Model(bundle, choice, threads=threads, cuda=cuda)
     try:
         for name in names:

@@ -34,13 +34,21 @@ BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle folde
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and no table.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there already.")]
 BackendOption = Annotated[str, typer.Option(help="auto, or one that `milnce doctor` lists.", rich_help_panel="Model")]
-DeviceOption = Annotated[str, typer.Option(help="auto, or a device of the backend.", rich_help_panel="Model")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1, ...", rich_help_panel="Model")]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option(help="fp32, fp16 or bf16; the backend's exact one when left out.", rich_help_panel="Model"),
+    typer.Option(
+        help="fp32, fp16 or bf16; that of the TensorRT plans, or fp32, when left out.", rich_help_panel="Model"
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; the backend's choice when left out.", rich_help_panel="Model")
+]
+PlansOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plans", help="Folder with TensorRT plans; the bundle's own when left out.", rich_help_panel="Model"
+    ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Clips a batch.", rich_help_panel="Model")]
 PresetOption = Annotated[
@@ -195,20 +203,23 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]
     make_console().print(table)
 
 
-def open_model(  # the model options of the command line, one each
+def open_model(  # noqa: PLR0913  # the model options of the command line, one each
     bundle: Path,
     *,
     backend: str,
     device: str,
     precision: str | None,
     threads: int | None,
+    plans: Path | None,
     video: bool,
     text: bool,
 ) -> Model:
     """Load the towers that a command needs, and tell people which backend was taken and why."""
     import milnce  # noqa: PLC0415  # commands import what they need when they run
 
-    model = milnce.load(bundle, backend=backend, device=device, precision=precision, threads=threads, modules=())
+    model = milnce.load(
+        bundle, backend=backend, device=device, precision=precision, threads=threads, plans=plans, modules=()
+    )
     try:
         if video:
             # Decoded clips are uint8, whichever form the bundle lists first.

@@ -17,6 +17,7 @@ from milnce.cli.common import (
     EndOption,
     JsonOption,
     OverwriteOption,
+    PlansOption,
     PrecisionOption,
     PresetOption,
     StartOption,
@@ -58,6 +59,7 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
+    plans: PlansOption = None,
     batch_size: BatchOption = 8,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -76,7 +78,14 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
     done: list[tuple[Path, int]] = []
     failed: list[tuple[Path | str, MilnceError]] = []
     with open_model(
-        bundle, backend=backend, device=device, precision=precision, threads=threads, video=True, text=False
+        bundle,
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+        plans=plans,
+        video=True,
+        text=False,
     ) as model:
         sampling = choose_preset(model, preset, stride_frames)
         results = functools.partial(

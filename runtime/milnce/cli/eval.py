@@ -16,6 +16,7 @@ from milnce.cli.common import (
     DeviceOption,
     JsonOption,
     OverwriteOption,
+    PlansOption,
     PrecisionOption,
     PresetOption,
     StrideOption,
@@ -136,6 +137,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
+    plans: PlansOption = None,
     batch_size: BatchOption = 8,
 ) -> None:
     """Measure retrieval: each caption looks for its clip among all clips, and each clip for its caption.
@@ -179,7 +181,14 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
             "--start-column and --end-column."
         )
     with open_model(
-        bundle, backend=backend, device=device, precision=precision, threads=threads, video=not features, text=True
+        bundle,
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+        plans=plans,
+        video=not features,
+        text=True,
     ) as model:
         sampling = choose_preset(model, preset, stride_frames)
         stored = _read_stored(features or [], model, sampling)

@@ -16,6 +16,7 @@ from milnce.cli.common import (
     EndOption,
     JsonOption,
     OverwriteOption,
+    PlansOption,
     PrecisionOption,
     PresetOption,
     StartOption,
@@ -98,6 +99,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
+    plans: PlansOption = None,
     batch_size: BatchOption = 8,
     json_output: JsonOption = False,
 ) -> None:
@@ -134,6 +136,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
         device=device,
         precision=precision,
         threads=threads,
+        plans=plans,
         video=False,
         text=bool(asked.sentences),
     ) as model:
