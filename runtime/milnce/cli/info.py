@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milnce.cli.common import JsonOption, print_json, print_table, printable, reported, size
+from milnce.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from milnce.bundle import Bundle, GraphFile
+    from milnce.plans import Plan, PlanProfile
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, made by `milnce export`.")]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Read every file and compare it with its sha256.")]
@@ -22,16 +24,75 @@ _SHOWN = ("cosine", "centred_cosine", "relative_error")
 
 @reported
 def info(bundle: BundleArgument, *, verify: VerifyOption = False, json_output: JsonOption = False) -> None:
-    """Show what a bundle holds: graphs, shapes, precisions, sizes, parity, vocabulary, sampling, how it was made."""
+    """Show what a bundle holds: graphs, shapes, precisions, sizes, parity, plans, vocabulary, how it was made."""
     from milnce.bundle import Bundle  # noqa: PLC0415  # commands import what they need when they run
 
     opened = Bundle.open(bundle)
     if verify:
         opened.verify()
+    plans, problems = held_plans(opened, verify=verify)
     if json_output:
-        print_json({"path": str(opened.path), "verified": verify, "manifest": opened.manifest.to_json()})
+        document = {"path": str(opened.path), "verified": verify, "manifest": opened.manifest.to_json()}
+        document["plans"] = {"held": [plan.to_json() for plan in plans], "problems": problems}
+        print_json(document)
         return
     _print(opened, verified=verify)
+    _print_plans(opened, plans, problems)
+
+
+def held_plans(bundle: Bundle, *, verify: bool) -> tuple[list[Plan], list[str]]:
+    """Return the TensorRT plans in the bundle's folder of them, and what is wrong with the others.
+
+    Args:
+        bundle: The bundle.
+        verify: Whether to read the plans themselves and compare them with their sidecars.
+    """
+    from milnce.plans import PLANS_FOLDER, sidecars  # noqa: PLC0415
+
+    folder = bundle.path / PLANS_FOLDER
+    if not folder.exists():
+        return [], []
+    try:
+        plans, problems = sidecars(folder)
+    except PlanError as error:
+        return [], [str(error)]
+    damaged = {plan.file: problem for plan in plans if verify and (problem := _damage(folder, plan))}
+    return [plan for plan in plans if plan.file not in damaged], [*problems, *damaged.values()]
+
+
+def _damage(folder: Path, plan: Plan) -> str | None:
+    from milnce.plans import read_plan  # noqa: PLC0415
+
+    try:
+        read_plan(folder, plan)
+    except PlanError as error:
+        return str(error)
+    return None
+
+
+def _print_plans(bundle: Bundle, plans: Sequence[Plan], problems: Sequence[str]) -> None:
+    current = {graph.sha256 for graph in bundle.manifest.graphs}
+    rows = [
+        [
+            f"{plan.module} {plan.input_form} {plan.precision}",
+            f"{plan.library} {plan.library_version}",
+            f"{plan.gpu or 'any'} ({', '.join(plan.compute_capabilities)})",
+            ", ".join(map(_batches, plan.profiles)),
+            size(plan.bytes),
+            "of this bundle" if plan.onnx_sha256 in current else "of another export: build it again",
+        ]
+        for plan in plans
+    ]
+    if rows:
+        headings = (("plan", "left"), ("built by", "left"), ("for", "left"), ("batches", "left"), ("size", "right"))
+        print_table([*headings, ("", "left")], rows)
+    for problem in problems:
+        typer.echo(printable(f"plan: {problem}", lines=True))
+
+
+def _batches(profile: PlanProfile) -> str:
+    low, _, high = next(iter(profile.shapes.values()))
+    return str(low[0]) if low[0] == high[0] else f"{low[0]}..{high[0]}"
 
 
 def _print(bundle: Bundle, *, verified: bool) -> None:
