@@ -205,7 +205,7 @@ class Cuda:
         Raises:
             InputError: if the handle is not an address.
         """
-        if isinstance(handle, bool) or handle < 0:
+        if type(handle) is not int or handle < 0:  # `type`, since True is an int to isinstance
             raise InputError(f"a CUDA stream is given by its handle, an integer from 0; {handle!r} given")
         return Stream(self, handle, owned=False)
 
@@ -268,14 +268,18 @@ class Cuda:
         Raises:
             CudaError: if the call fails, unless that is because the process is ending.
         """
-        with self._lock:
-            self._used["device"] -= device_bytes
-            self._used["pinned"] -= pinned_bytes
-        with ExitStack() as prepared:
-            for step in (self.active(), _relaxed()):
-                with suppress(CudaError):  # after an error that lost the context every call fails; free all the same
-                    prepared.enter_context(step)
-            error, _ = _attempt(name, handle)
+        try:
+            with ExitStack() as prepared:
+                for step in (self.active(), _relaxed()):
+                    with suppress(
+                        CudaError
+                    ):  # after an error that lost the context every call fails; free all the same
+                        prepared.enter_context(step)
+                error, _ = _attempt(name, handle)
+        finally:
+            with self._lock:  # only now: another thread may take at once what counts as free
+                self._used["device"] -= device_bytes
+                self._used["pinned"] -= pinned_bytes
         if int(error) != 0 and error.name != "cudaErrorCudartUnloading":
             raise CudaError(failure(binding(), name, error))
 

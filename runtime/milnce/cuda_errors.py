@@ -10,7 +10,7 @@ from milnce.errors import CudaUnavailableError
 _LOST = "the CUDA context of this process is lost: end the process and start a new one"
 _CAPTURE = "a call was made that a CUDA graph cannot record: run without CUDA graphs"
 # What to do, where that is known, by the name of the error.
-_CURES = {
+CURES = {
     "cudaErrorMemoryAllocation": "use smaller batches, or end other programs on the GPU (nvidia-smi lists them)",
     "cudaErrorInitializationError": "CUDA does not work in a forked process; start it with the 'spawn' method",
     "cudaErrorDevicesUnavailable": "another program has the GPU for itself (nvidia-smi shows it and the compute mode)",
@@ -45,7 +45,7 @@ def failure(runtime: Any, name: str, error: Any) -> str:  # noqa: ANN401 - the b
     """
     _, words = runtime.cudaGetErrorString(error)
     text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
-    cure = _CURES.get(error.name)
+    cure = CURES.get(error.name)
     return f"{name} failed: {error.name} ({int(error)}): {text}" + (f"; {cure}" if cure else "")
 
 
