@@ -89,7 +89,7 @@ class FakeCuda(CopyCalls):
         return self.memory.view(pointer, nbytes, what)
 
     def launch(
-        self, stream: Handle, function: Callable[[], None], *, accesses: Iterable[Access] = (), label: str = "kernel"
+        self, stream: Handle, function: Callable[[], object], *, accesses: Iterable[Access] = (), label: str = "kernel"
     ) -> runtime.cudaError_t:
         """Queue `function` on a stream, or record it in the stream's capture; it reads and writes through `view`.
 
@@ -106,7 +106,7 @@ class FakeCuda(CopyCalls):
 
     @api()
     def cudaLaunchKernel(
-        self, stream: Handle, function: Callable[[], None], accesses: tuple[Access, ...], label: str
+        self, stream: Handle, function: Callable[[], object], accesses: tuple[Access, ...], label: str
     ) -> Result:
         found = self.stream_of(stream)
         if found.device != self.device:

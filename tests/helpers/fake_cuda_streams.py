@@ -73,7 +73,7 @@ class Operation:
     """Work for a device. `function` runs once, after everything in `after`."""
 
     label: str
-    function: Callable[[], None]
+    function: Callable[[], object]
     accesses: tuple[Access, ...]
     device: int
     after: list[Operation] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Node:
     """One operation of a captured graph."""
 
     label: str
-    function: Callable[[], None]
+    function: Callable[[], object]
     accesses: tuple[Access, ...]
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SPOILT = 0xEE
 _MARKS = itertools.count()
+_CONTEXTS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class ContextState:
         warm: whether it has run since its profile and shapes were set: before that it cannot be captured.
         running: the execution that is on the device now.
         in_use: held by the thread that is in a call.
+        token: the access of using it.
     """
 
     engine: EngineState
@@ -127,11 +129,7 @@ class ContextState:
     warm: bool = False
     running: Execution | None = None
     in_use: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def token(self) -> Access:
-        """Return the access of using this context."""
-        return exclusive(f"execution context {id(self):#x}")
+    token: Access = field(default_factory=lambda: exclusive(f"execution context {next(_CONTEXTS)}"))
 
 
 @dataclass(eq=False)
