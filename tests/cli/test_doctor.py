@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import milnce
+from helpers import fake_cuda
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import make_video
 from milnce.backends import Availability
@@ -65,6 +67,38 @@ def test_doctor_reports_the_machine_whatever_is_wrong_with_the_bundle(tiny: Tiny
         assert result.code == 1
         assert message in result.stdout
         assert "onnxruntime" in result.stdout
+
+
+def test_doctor_lists_the_gpus_and_says_why_one_cannot_be_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver())
+    gpus = [
+        fake_cuda.FakeGpu(name="NVIDIA H200", total_bytes=150 * 10**9),
+        fake_cuda.FakeGpu(compute_capability=(8, 7)),
+    ]
+    fake_cuda.install(monkeypatch, gpus=gpus)
+    found = json.loads(run("doctor", "--json").stdout)["gpu"]
+    assert (found["driver"], found["cuda"], found["problem"]) == (True, "13.0", None)
+    assert found["devices"][0] == {
+        "index": 0,
+        "name": "NVIDIA H200",
+        "compute_capability": "9.0",
+        "memory_bytes": 150 * 10**9,
+    }
+    shown = run("doctor").stdout
+    assert "GPU: NVIDIA driver present, CUDA up to 13.0" in shown
+    assert "GPU 0: NVIDIA H200, compute capability 9.0, 150.0 GB" in shown
+    assert "GPU 1: Fake GPU, compute capability 8.7" in shown
+    fake_cuda.install(monkeypatch, driver="no device")
+    assert "finds no GPU" in json.loads(run("doctor", "--json").stdout)["gpu"]["problem"]
+    assert "GPU: the NVIDIA driver finds no GPU" in run("doctor").stdout
+
+
+class FakeDriver:
+    """libcuda, as far as `doctor` asks it."""
+
+    def cuDriverGetVersion(self, number: Any) -> int:  # noqa: ANN401, D102, N802 - a C function
+        ctypes.cast(number, ctypes.POINTER(ctypes.c_int))[0] = 13000
+        return 0
 
 
 def test_doctor_does_not_call_packages_that_clash_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
