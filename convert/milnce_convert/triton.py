@@ -125,7 +125,7 @@ def _model(
     fitting, problems = select_plans(folder, graph) if folder is not None else ([], [])
     if fitting:
         files = {_capability(plan): plan_file(plan) for plan in fitting}
-        config = plan_config(graph, bundle.manifest, fitting[0].profiles, files, name=name)
+        config = plan_config(graph, bundle.manifest, fitting[0], files, name=name)
         return TritonModel(name, graph, config, tuple(fitting), tuple(problems))
     if require_plans and folder is not None:
         listed = "".join(f"\n  - {problem}" for problem in problems)

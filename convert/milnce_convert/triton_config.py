@@ -8,6 +8,7 @@ onnxruntime_backend of June and July 2026; comments name what a choice rests on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 # larger batches are what plans are for.
 DEFAULT_MAX_BATCH = {"video": 8, "text": 64}
 
-_TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "float32": "TYPE_FP32"}
+_TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "int64": "TYPE_INT64", "float32": "TYPE_FP32"}
+# TensorRT 8's parser makes int64 inputs int32; 10 is the first that keeps them.
+_FIRST_TENSORRT_WITH_INT64 = 10
 
 
 class Name(str):
@@ -63,34 +66,38 @@ def onnx_config(graph: GraphFile, manifest: Manifest, *, name: str, max_batch: i
         "dynamic_batching": {},
         "instance_group": [{"count": 1, "kind": Name("KIND_AUTO")}],
         "optimization": optimization,
-        "model_warmup": [_warmup(graph, {spec.name: (1, *_usual_sizes(spec, manifest)) for spec in graph.inputs})],
+        "model_warmup": [
+            _warmup(graph.inputs, {spec.name: (1, *_usual_sizes(spec, manifest)) for spec in graph.inputs})
+        ],
         "parameters": _entries(parameters, wrap="string_value"),
     }
 
 
 def plan_config(
-    graph: GraphFile, manifest: Manifest, profiles: Sequence[PlanProfile], files: Mapping[str, str], *, name: str
+    graph: GraphFile, manifest: Manifest, plan: Plan, files: Mapping[str, str], *, name: str
 ) -> dict[str, Any]:
     """Return the configuration that runs TensorRT plans of one graph, with every profile they have.
 
     Args:
         graph: The graph's entry in the manifest.
         manifest: The bundle's manifest, for the parameters.
-        profiles: The profiles, the same in every plan.
+        plan: One of the plans; all are of its version and have its profiles.
         files: Compute capability ("9.0") -> file name in the version's folder; "" for the file of all others.
         name: The model's name in the repository.
 
     Raises:
         PlanError: if the profiles take different sizes, or no batch at all is common to them.
     """
+    profiles = plan.profiles
+    inputs = plan_inputs(graph, plan)
     batches = batch_sizes(profiles)
     preferred = sorted({shapes[1][0] for profile in profiles for shapes in profile.shapes.values()})
-    dims = {spec.name: _common_dims(spec, profiles) for spec in graph.inputs}
+    dims = {spec.name: _common_dims(spec, profiles) for spec in inputs}
     config: dict[str, Any] = {
         "name": name,
         "platform": "tensorrt_plan",
         "max_batch_size": max(batches),
-        "input": [_tensor(spec, dims[spec.name]) for spec in graph.inputs],
+        "input": [_tensor(spec, dims[spec.name]) for spec in inputs],
         "output": _outputs(graph),
         # Without a delay the scheduler sends preferred sizes only, as long as each request's own batch is one: with a
         # delay it merges what has waited into any size (dynamic_batch_scheduler.cc, instance_queue.cc).
@@ -101,7 +108,7 @@ def plan_config(
         ],
         "optimization": _pinned(),
         "model_warmup": [
-            _warmup(graph, {name: shapes[1] for name, shapes in profile.shapes.items()}) for profile in profiles
+            _warmup(inputs, {name: shapes[1] for name, shapes in profile.shapes.items()}) for profile in profiles
         ],
         "parameters": _entries(_parameters(graph, manifest), wrap="string_value"),
     }
@@ -110,6 +117,13 @@ def plan_config(
     if specific := {capability: file for capability, file in files.items() if capability}:
         config["cc_model_filenames"] = _entries(specific)
     return config
+
+
+def plan_inputs(graph: GraphFile, plan: Plan) -> tuple[TensorSpec, ...]:
+    """Return what a plan of `graph` takes: the graph's inputs, with int32 for int64 before TensorRT 10."""
+    if int(plan.library_version.partition(".")[0]) >= _FIRST_TENSORRT_WITH_INT64:
+        return graph.inputs
+    return tuple(replace(spec, dtype="int32") if spec.dtype == "int64" else spec for spec in graph.inputs)
 
 
 def batch_sizes(profiles: Iterable[PlanProfile]) -> list[int]:
@@ -176,11 +190,11 @@ def _outputs(graph: GraphFile) -> list[dict[str, Any]]:
     return [_tensor(spec, [axis.size or -1 for axis in spec.shape[1:]]) for spec in graph.outputs]
 
 
-def _warmup(graph: GraphFile, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _warmup(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Return a request of zeros: the model is ready only once a batch of these shapes has run."""
     inputs = {
         spec.name: {"data_type": Name(_TYPES[spec.dtype]), "dims": list(shapes[spec.name][1:]), "zero_data": True}
-        for spec in graph.inputs
+        for spec in specs
     }
     batch = next(iter(shapes.values()))[0]
     sizes = ", ".join("x".join(map(str, shape)) for shape in shapes.values())

@@ -54,7 +54,7 @@ def run(model, name, dtype, array, output):
     return client.infer(model, [tensor]).as_numpy(output)
 
 
-text = run("milnce_text", "tokens", "INT64", tokenizer(["cutting a tomato"]), "text_embedding")
+text = run("milnce_text", "tokens", "{tokens}", tokenizer(["cutting a tomato"]){to_int32}, "text_embedding")
 for window in iter_windows("video.mp4", get_preset("{preset}", frames={frames}, size={size})):
     clip = window.clip[None]{to_float}
     video = run("milnce_video", "video", "{form}", clip, "video_embedding")
@@ -112,6 +112,8 @@ def readme(manifest: Manifest, models: Sequence[TritonModel]) -> str:
         frames=sampling["frames"],
         size=sampling["size"],
         max_words=manifest.vocabulary.max_words,
+        tokens=str(models[1].config["input"][0]["data_type"]).removeprefix("TYPE_"),
+        to_int32="" if models[1].config["input"][0]["data_type"] == "TYPE_INT64" else ".astype(np.int32)",
         to_float="" if uint8 else ".transpose(0, 4, 1, 2, 3).astype(np.float32) / np.float32(255)",
         form="UINT8" if uint8 else "FP32",
         clip_megabytes=sampling["frames"] * sampling["size"] ** 2 * 3 * (1 if uint8 else 4) / 1e6,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUCKETS = (1, 2, 4)
+NAMES = ("milnce_video", "milnce_text")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def shape_of(tensors: Any) -> dict[str, tuple[int, list[int]]]:  # noqa: ANN401 
     return {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in tensors}
 
 
-UINT8, INT64, FP32 = 2, 9, 11  # DataType of model_config.proto
+UINT8, INT32, INT64, FP32 = 2, 8, 9, 11  # DataType of model_config.proto
 
 
 def test_both_towers_in_onnx_runtime(tiny: Bundle, tmp_path: Path) -> None:
@@ -226,6 +227,18 @@ def test_plans_of_several_gpus_are_served_with_every_profile(tiny: Bundle, tmp_p
     assert dict(text.cc_model_filenames) == {"9.0": "model_sm90.plan"}
 
 
+def test_plans_of_tensorrt_8_take_tokens_as_int32(tiny: Bundle, tmp_path: Path, plans: Path) -> None:
+    for module in ("video", "text"):
+        add_plan(plans, tiny, module=module, library_version="8.5.2", compute_capabilities=("8.7",), gpu="Orin")
+    write_triton_repository(tiny, tmp_path / "r", plans=plans)
+    text = written(tmp_path / "r", "milnce_text")
+    assert shape_of(text.input) == {"tokens": (INT32, [16])}
+    assert text.model_warmup[0].inputs["tokens"].data_type == INT32
+    assert shape_of(written(tmp_path / "r", "milnce_video").input) == {"video": (UINT8, [4, 32, 32, 3])}
+    page = (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    assert '"tokens", "INT32", tokenizer(["cutting a tomato"]).astype(np.int32)' in page
+
+
 def test_a_tower_without_a_plan_runs_its_graph_and_says_why(tiny: Bundle, tmp_path: Path, plans: Path) -> None:
     add_plan(plans, tiny)
     add_plan(plans, tiny, module="text", library="tensorrt_rtx", library_version="1.7.1.116")
@@ -321,7 +334,11 @@ def test_the_readme_says_what_a_clip_weighs(tiny: Bundle) -> None:
     manifest = replace(tiny.manifest, sampling={"preset": "sliding", "frames": 32, "size": 224})
     for form, text in (("uint8", "4.8 MB a clip"), ("float32", "19.3 MB a clip")):
         graph = tiny.graph("video", precision="fp32", input_form=form)
-        models = [TritonModel("milnce_video", graph, onnx_config(graph, manifest, name="milnce_video"))]
+        towers = (graph, tiny.graph("text", precision="fp32"))
+        models = [
+            TritonModel(name, one, onnx_config(one, manifest, name=name))
+            for one, name in zip(towers, NAMES, strict=True)
+        ]
         assert text in readme(manifest, models)
 
 
