@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from milnce.cuda_errors import failure, no_gpu, version
+from milnce.cuda_binding import failure, load, no_gpu, version
 from milnce.cuda_resources import Capture, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from milnce.errors import CudaError, CudaUnavailableError, DeviceMemoryError, InputError
 
@@ -33,8 +33,6 @@ __all__ = [
     "call",
     "gpus",
 ]
-
-_INSTALL = 'pip install "milnce[tensorrt]" brings them (the package cuda-python)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +60,9 @@ def binding() -> Any:  # noqa: ANN401 - the module has no types
     """Return the module `cuda.bindings.runtime`.
 
     Raises:
-        CudaUnavailableError: if it is not installed or cannot be loaded.
+        CudaUnavailableError: if it is not installed, cannot be loaded, or is too old.
     """
-    try:
-        from cuda.bindings import runtime  # noqa: PLC0415 - the bindings are optional
-    except ModuleNotFoundError as error:
-        raise CudaUnavailableError(f"the CUDA bindings are not installed ({error}); {_INSTALL}") from error
-    except ImportError as error:
-        raise CudaUnavailableError(f"the CUDA bindings are installed and do not load: {error}") from error
-    return runtime
+    return load()
 
 
 def call(name: str, *args: Any) -> Any:  # noqa: ANN401 - each call has types of its own

@@ -21,6 +21,21 @@ RUNTIME = ROOT / "runtime"
 # What the lower parts may never import, by the module's name or the package it is in.
 FORBIDDEN = {
     "milnce.backends": ("video", "tokenizer", "pipeline", "search", "features", "sheet", "cli", "model"),
+    # The GPU's layers know tensors and files at most; what is above them is none of their business.
+    **dict.fromkeys(
+        (
+            "milnce.cuda",
+            "milnce.cuda_binding",
+            "milnce.cuda_resources",
+            "milnce.device_arrays",
+            "milnce.dlpack",
+            "milnce.plans",
+            "milnce.plan_file",
+            "milnce.plan_folder",
+            "milnce.tensorrt_log",
+        ),
+        ("backends", "video", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    ),
     "milnce.video": ("backends", "bundle", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli"),
     "milnce.tokenizer": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     "milnce.bundle": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli"),
@@ -55,6 +70,8 @@ HEAVY = {
     "safetensors",
     "cuda",
     "tensorrt",
+    "tensorrt_lean",
+    "tensorrt_rtx",
 }
 
 
@@ -141,10 +158,15 @@ def test_lower_parts_do_not_know_the_upper_ones(package: str) -> None:
     assert wrong == []
 
 
-def test_only_export_knows_the_converter_and_only_inside_its_function() -> None:
+def test_only_export_and_build_know_the_converter_and_only_inside_their_functions() -> None:
     found = [(module, late) for module, imported, late in runtime_imports() if within(imported, "milnce_convert")]
     assert found
-    assert set(found) == {("milnce.cli.export", True)}
+    assert set(found) == {("milnce.cli.export", True), ("milnce.cli.build", True)}
+
+
+def test_only_one_module_calls_cuda() -> None:
+    users = {module for module, imported, _ in runtime_imports() if within(imported, "cuda")}
+    assert users == {"milnce.cuda"}
 
 
 def test_the_runtime_never_imports_what_only_the_converter_needs() -> None:

@@ -18,7 +18,7 @@ from cuda.bindings import runtime
 
 import milnce.cuda
 from helpers.fake_cuda import FakeCuda, FakeGpu, install, writes
-from milnce import cuda_errors
+from milnce import cuda_binding
 from milnce.cuda import Cuda, GpuInfo, call, gpus
 from milnce.errors import (
     BackendError,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Error = runtime.cudaError_t
-SOURCES = [Path(milnce.cuda.__file__).with_name(name) for name in ("cuda.py", "cuda_resources.py", "cuda_errors.py")]
+SOURCES = [Path(milnce.cuda.__file__).with_name(name) for name in ("cuda.py", "cuda_resources.py", "cuda_binding.py")]
 # Failing these is failing to give something back: that one thing stays, and nothing else may.
 RELEASES = {
     "cudaFree": "device",
@@ -45,6 +45,14 @@ RELEASES = {
 }
 # Before freeing, these may fail: it is tried all the same.
 PREPARATIONS = {"cudaGetDevice", "cudaThreadExchangeStreamCaptureMode"}
+
+
+@pytest.fixture
+def unloaded() -> Iterator[None]:
+    """Forget the bindings that were loaded, before and after."""
+    cuda_binding.load.cache_clear()
+    yield
+    cuda_binding.load.cache_clear()
 
 
 @pytest.fixture
@@ -143,13 +151,22 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         gpus()
 
 
-def test_with_a_driver_older_than_the_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, driver="old")
+@pytest.mark.parametrize(
+    ("driver", "name", "cure"),
+    [
+        (11040, "11.4", "update the driver"),
+        (12040, "12.4", 'update the driver, or pip install "cuda-python==12.*"'),
+    ],
+)
+def test_with_a_driver_older_than_the_bindings(
+    monkeypatch: pytest.MonkeyPatch, driver: int, name: str, cure: str
+) -> None:
+    fake = install(monkeypatch, driver="old")
+    monkeypatch.setattr(fake, "cudaDriverGetVersion", lambda: (Error.cudaSuccess, driver))
     with pytest.raises(BackendUnavailableError) as caught:
         gpus()
     assert str(caught.value) == (
-        "the NVIDIA driver runs CUDA 11.4 at most, and the installed CUDA bindings are for CUDA 13.0; "
-        'update the driver, or pip install "cuda-python==11.*"'
+        f"the NVIDIA driver runs CUDA {name} at most, and the installed CUDA bindings are for CUDA 13.0; {cure}"
     )
 
 
@@ -189,6 +206,7 @@ def test_a_forked_process_is_told_so(fake: FakeCuda) -> None:
     )
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_without_the_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     for use in (gpus, Cuda, milnce.cuda.binding):
@@ -196,19 +214,40 @@ def test_without_the_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
             use()
         message = str(caught.value)
         assert message.startswith("the CUDA bindings are not installed (import of cuda.bindings halted; ")
-        assert message.endswith('pip install "milnce[tensorrt]" brings them (the package cuda-python)')
+        assert message.endswith('pip install "milnce[tensorrt]" brings them (cuda-python)')
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_with_bindings_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __getattr__(self, name: str) -> object:
             raise ImportError("libcudart.so.13: cannot open shared object file")
 
+    monkeypatch.setattr("cuda.bindings", Broken())
     monkeypatch.setitem(sys.modules, "cuda.bindings", Broken())
     monkeypatch.delitem(sys.modules, "cuda.bindings.runtime", raising=False)
     with pytest.raises(CudaUnavailableError) as caught:
         milnce.cuda.binding()
     assert str(caught.value).startswith("the CUDA bindings are installed and do not load: ")
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("version", ["12.9.0", "12.8.0", "11.8.7"])
+def test_with_bindings_that_are_too_old(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("cuda.bindings.__version__", version)
+    with pytest.raises(CudaUnavailableError) as caught:
+        milnce.cuda.binding()
+    assert str(caught.value) == (
+        f"the CUDA bindings are of version {version}, and 12.9.1 is the oldest that works here; "
+        'pip install "cuda-python>=12.9.1"'
+    )
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("version", ["12.9.1", "12.9.10", "13.0.0", "13.5.1.dev3", "14.0"])
+def test_with_bindings_that_are_new_enough(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("cuda.bindings.__version__", version)
+    assert milnce.cuda.binding() is runtime
 
 
 def test_importing_the_layer_imports_no_bindings() -> None:
@@ -257,8 +296,8 @@ def test_errors_with_a_known_cure_name_it(fake: FakeCuda, error: str, cure: str)
 
 
 def test_every_cure_is_for_an_error_that_exists() -> None:
-    assert {name for name in cuda_errors.CURES if not isinstance(getattr(Error, name, None), Error)} == set()
-    assert len(cuda_errors.CURES) > 15
+    assert {name for name in cuda_binding.CURES if not isinstance(getattr(Error, name, None), Error)} == set()
+    assert len(cuda_binding.CURES) > 15
 
 
 def test_memory_for_a_call_that_is_missing_is_a_memory_error(fake: FakeCuda) -> None:

@@ -1,12 +1,15 @@
-"""What is said when CUDA refuses: the call, the driver's words, and what to do about it."""
+"""Loads the CUDA bindings, and says in words what they answer when CUDA refuses, with what to do about it."""
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
 from milnce.errors import CudaUnavailableError
 
+# Older ones hold Python's global lock while they wait for the GPU, and raise errors of their own without a driver.
+_OLDEST = (12, 9, 1)
 _LOST = "the CUDA context of this process is lost: end the process and start a new one"
 _CAPTURE = "a call was made that a CUDA graph cannot record: run without CUDA graphs"
 # What to do, where that is known, by the name of the error.
@@ -33,6 +36,31 @@ CURES = {
     "cudaErrorLaunchFailure": _LOST,
     "cudaErrorECCUncorrectable": _LOST,
 }
+
+
+@functools.cache  # every call asks for it
+def load() -> Any:  # noqa: ANN401 - the bindings have no types
+    """Return the module `cuda.bindings.runtime`.
+
+    Raises:
+        CudaUnavailableError: if it is not installed, cannot be loaded, or is too old.
+    """
+    try:
+        from cuda import bindings  # noqa: PLC0415 - the bindings are optional
+        from cuda.bindings import runtime  # noqa: PLC0415 - the bindings are optional
+    except ModuleNotFoundError as error:
+        raise CudaUnavailableError(
+            f'the CUDA bindings are not installed ({error}); pip install "milnce[tensorrt]" brings them (cuda-python)'
+        ) from error
+    except ImportError as error:
+        raise CudaUnavailableError(f"the CUDA bindings are installed and do not load: {error}") from error
+    if tuple(int(part) for part in bindings.__version__.split(".")[:3] if part.isdigit()) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise CudaUnavailableError(
+            f"the CUDA bindings are of version {bindings.__version__}, and {oldest} is the oldest that works here; "
+            f'pip install "cuda-python>={oldest}"'
+        )
+    return runtime
 
 
 def failure(runtime: Any, name: str, error: Any) -> str:  # noqa: ANN401 - the bindings have no types
@@ -71,8 +99,9 @@ def no_gpu(runtime: Any, error: Any) -> CudaUnavailableError:  # noqa: ANN401 - 
             "there is no NVIDIA driver here; install it, or give the container its GPUs (docker run --gpus all)"
         )
     if error.name == "cudaErrorInsufficientDriver":
+        other = f', or pip install "cuda-python=={driver[0]}.*"' if driver[0] >= _OLDEST[0] else ""
         return CudaUnavailableError(
             f"the NVIDIA driver runs CUDA {driver[0]}.{driver[1]} at most, and the installed CUDA bindings are for "
-            f'CUDA {bindings[0]}.{bindings[1]}; update the driver, or pip install "cuda-python=={driver[0]}.*"'
+            f"CUDA {bindings[0]}.{bindings[1]}; update the driver{other}"
         )
     return CudaUnavailableError(failure(runtime, "cudaGetDeviceCount", error))
