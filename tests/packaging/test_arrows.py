@@ -166,6 +166,8 @@ def test_only_export_and_build_know_the_converter_and_only_inside_their_function
 
 def test_only_one_module_calls_cuda() -> None:
     users = {module for module, imported, _ in runtime_imports() if within(imported, "cuda")}
+    assert users == {"milnce.cuda_binding"}
+    users = {module for module, imported, _ in runtime_imports() if within(imported, "milnce.cuda_binding")}
     assert users == {"milnce.cuda"}
 
 
