@@ -95,6 +95,8 @@ class DeviceArray:
             CudaError: if the copy fails, or the work before it did.
         """
         copy = np.empty(self.shape, self.dtype)
+        if self.nbytes == 0:
+            return copy
         cuda = Cuda(self.device)
         with cuda.stream() as stream:
             if self.stream is not None:

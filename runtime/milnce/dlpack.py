@@ -30,7 +30,9 @@ class _DataType(ctypes.Structure):
     _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
 
 
-class _Tensor(ctypes.Structure):
+class Tensor(ctypes.Structure):
+    """DLTensor of DLPack."""
+
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("device", _Device),
@@ -59,16 +61,25 @@ class Description:
     dtype: str
 
 
+def tensor_of(capsule: object) -> Tensor:
+    """Return the DLTensor in a capsule, as it lies in memory.
+
+    Raises:
+        InputError: if it is no unversioned DLPack capsule.
+    """
+    try:
+        return Tensor.from_address(_pointer_of(capsule, b"dltensor"))
+    except ValueError as error:
+        raise InputError(f"its __dlpack__ gives {capsule!r}, where a capsule named 'dltensor' is expected") from error
+
+
 def read_capsule(capsule: object) -> Description:
     """Describe the array in a capsule that `__dlpack__` returned. The capsule must outlive the use of the memory.
 
     Raises:
         InputError: if it is no unversioned DLPack capsule, or of a dtype that is not taken here.
     """
-    try:
-        tensor = _Tensor.from_address(_pointer_of(capsule, b"dltensor"))
-    except ValueError as error:
-        raise InputError(f"its __dlpack__ gives {capsule!r}, where a capsule named 'dltensor' is expected") from error
+    tensor = tensor_of(capsule)
     dtype = _dtype(tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes)
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = None
@@ -80,7 +91,6 @@ def read_capsule(capsule: object) -> Description:
 def _dtype(code: int, bits: int, lanes: int) -> str:
     name = f"{_KINDS.get(code) or _REFUSED_KINDS.get(code, f'DLPack type {code}, ')}{bits}"
     if code not in _KINDS or lanes != 1 or bits not in (8, 16, 32, 64) or name == "float8":
-        raise InputError(
-            f"its dtype is {name}{f' in vectors of {lanes}' if lanes != 1 else ''}, which is not taken here"
-        )
+        vectors = f" in vectors of {lanes}" if lanes != 1 else ""
+        raise InputError(f"its dtype is {name}{vectors}; integers or floating-point numbers of 8 to 64 bits expected")
     return name

@@ -1,0 +1,617 @@
+"""Arrays of other libraries on the GPU: which are taken, after which streams, and which are refused with what words.
+
+The producers stand in for PyTorch, CuPy, PyCUDA and Numba: they export what those export, over simulated device memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from cuda.bindings import runtime
+
+from helpers.fake_cuda import FakeCuda, FakeGpu, install, reads, writes
+from milnce import dlpack
+from milnce.cuda import Cuda
+from milnce.device_arrays import DeviceArray, as_device_array, is_device_array
+from milnce.errors import CudaError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from milnce.cuda import Stream
+
+LEGACY, PER_THREAD = 1, 2
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """Simulate two GPUs whose work waits until somebody waits for it; nothing may be wrong or left at the end."""
+    fake = install(monkeypatch, policy="lazy", gpus=(FakeGpu("First"), FakeGpu("Second")))
+    yield fake
+    gc.collect()
+    fake.check()
+
+
+class Interface:
+    """Something with a `__cuda_array_interface__`."""
+
+    def __init__(self, **fields: object) -> None:
+        self.__cuda_array_interface__: Any = {"version": 3, "strides": None, "stream": None, **fields}
+
+
+class Exported:
+    """Something with `__dlpack__`, as PyTorch has it: its own stream is waited for when the array is exported.
+
+    The capsule is NumPy's, over the simulated device memory.
+    """
+
+    def __init__(self, fake: FakeCuda, array: NDArray[Any], *, kind: int = 2, device: int = 0, stream: int = 0) -> None:
+        self.fake, self.array, self.kind, self.device, self.stream = fake, array, kind, device, stream
+        self.consumers: list[object] = []
+        self.edit: Callable[[dlpack.Tensor], None] = lambda _: None
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, self.device
+
+    def __dlpack__(self, *, stream: int) -> object:
+        self.consumers.append(stream)
+        assert self.fake.device == self.device, "PyTorch refuses to export what is on another GPU than the current one"
+        if self.stream:
+            event = self.fake.cudaEventCreateWithFlags(2)[1]
+            assert self.fake.cudaEventRecord(event, self.stream)[0] == 0
+            assert self.fake.cudaStreamWaitEvent(stream, event, 0)[0] == 0
+            self.fake.cudaEventDestroy(event)
+        capsule = self.array.__dlpack__()
+        self.edit(dlpack.tensor_of(capsule))
+        return capsule
+
+
+def interface(pointer: int, shape: tuple[int, ...] = (2, 3), typestr: str = "<f4", **fields: object) -> Interface:
+    return Interface(data=(pointer, False), shape=shape, typestr=typestr, **fields)
+
+
+def numbers(fake: FakeCuda, pointer: int, shape: tuple[int, ...] = (2, 3), dtype: str = "float32") -> NDArray[Any]:
+    """Return simulated device memory as an array."""
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return fake.view(pointer, count).view(dtype).reshape(shape)
+
+
+def fill_later(fake: FakeCuda, stream: int, pointer: int) -> None:
+    """Enqueue a kernel that writes 1 to 6 at `pointer`."""
+
+    def kernel() -> None:
+        numbers(fake, pointer)[:] = [[1, 2, 3], [4, 5, 6]]
+
+    assert fake.launch(stream, kernel, accesses=[writes(pointer, 24)]) == 0
+
+
+def downloaded(fake: FakeCuda, cuda: Cuda, array: DeviceArray, stream: Stream) -> list[list[float]]:
+    """Return what a consumer on `stream` reads of `array`."""
+    with cuda.pinned_buffer(24) as pinned:
+        cuda.download(pinned.pointer, array.pointer, 24, stream)
+        stream.synchronize()
+        return [[float(number) for number in row] for row in numbers(fake, pinned.pointer)]
+
+
+# What is taken
+
+
+@pytest.mark.parametrize("producer_stream", [None, LEGACY, PER_THREAD, "own"])
+def test_an_interface_is_read_after_the_stream_it_names(fake: FakeCuda, producer_stream: int | str | None) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream, cuda.stream() as own:
+        named = own.handle if producer_stream == "own" else producer_stream
+        # Numba and PyCUDA name no stream for arrays that are written in the default stream.
+        fill_later(fake, LEGACY if named is None else int(named), buffer.pointer)
+        given = interface(buffer.pointer, stream=named)
+        taken = as_device_array(given, cuda, stream)
+        assert (taken.pointer, taken.shape, taken.dtype.name, taken.device) == (buffer.pointer, (2, 3), "float32", 0)
+        assert taken.owner is given
+        assert downloaded(fake, cuda, taken, stream) == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_an_interface_of_the_second_version_is_read_after_the_default_stream(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        fill_later(fake, LEGACY, buffer.pointer)
+        given = Interface(data=(buffer.pointer, False), shape=(2, 3), typestr="<f4", version=2)
+        del given.__cuda_array_interface__["stream"], given.__cuda_array_interface__["strides"]
+        assert downloaded(fake, cuda, as_device_array(given, cuda, stream), stream) == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_nothing_is_waited_for_that_is_in_the_consumers_own_stream(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        as_device_array(interface(buffer.pointer, stream=stream.handle), cuda, stream)
+    assert fake.counts["cudaEventRecord"] == fake.counts["cudaStreamWaitEvent"] == 0
+
+
+def test_a_dlpack_array_is_read_after_the_stream_of_its_library(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream, cuda.stream() as theirs:
+        fill_later(fake, theirs.handle, buffer.pointer)
+        given = Exported(fake, numbers(fake, buffer.pointer), stream=theirs.handle)
+        taken = as_device_array(given, cuda, stream)
+        assert given.consumers == [stream.handle]
+        assert (taken.pointer, taken.shape, taken.dtype.name, taken.device) == (buffer.pointer, (2, 3), "float32", 0)
+        assert downloaded(fake, cuda, taken, stream) == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_the_default_stream_is_named_as_dlpack_wants_it(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer:
+        given = Exported(fake, numbers(fake, buffer.pointer))
+        as_device_array(given, cuda, cuda.borrowed_stream(0))
+        assert given.consumers == [LEGACY]
+
+
+def test_dlpack_is_preferred_since_it_orders_the_streams(fake: FakeCuda) -> None:
+    class Both(Exported):  # as PyTorch's tensors, whose interface names no stream
+        @property
+        def __cuda_array_interface__(self) -> object:
+            raise AssertionError("not asked for")
+
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = Both(fake, numbers(fake, buffer.pointer))
+        assert is_device_array(given)
+        assert as_device_array(given, cuda, stream).pointer == buffer.pointer
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64", "float16", "float32", "float64"])
+def test_the_dtypes_of_numbers_are_taken_either_way(fake: FakeCuda, dtype: str) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(64) as buffer, cuda.stream() as stream:
+        array = numbers(fake, buffer.pointer, (2, 4), dtype)
+        for given in (Exported(fake, array), interface(buffer.pointer, (2, 4), array.dtype.str)):
+            taken = as_device_array(given, cuda, stream)
+            assert (taken.dtype.name, taken.shape, taken.nbytes) == (dtype, (2, 4), array.nbytes)
+
+
+def test_a_read_only_array_is_taken(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = Interface(data=(buffer.pointer, True), shape=(2, 3), typestr="<f4")
+        assert as_device_array(given, cuda, stream).pointer == buffer.pointer
+    assert fake.counts["cudaMemcpyAsync"] == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((2, 3), (12, 4)),  # PyCUDA always gives them
+        ((1, 3), (999, 4)),  # an axis of one element is never stepped along
+        ((2, 1, 3), (12, -8, 4)),
+        ((), ()),
+    ],
+)
+def test_strides_of_a_contiguous_array_are_taken(
+    fake: FakeCuda, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        assert as_device_array(interface(buffer.pointer, shape, strides=strides), cuda, stream).shape == shape
+    assert fake.leaks() == {}
+
+
+@pytest.mark.parametrize("pointer", [0, None])
+@pytest.mark.parametrize("strides", [None, (0, 4)])
+def test_an_array_without_elements_needs_no_memory(
+    fake: FakeCuda, pointer: int | None, strides: tuple[int, ...] | None
+) -> None:
+    cuda = Cuda()
+    with cuda.stream() as stream:
+        given = Interface(data=(pointer, False), shape=(0, 3), typestr="|u1", strides=strides)
+        taken = as_device_array(given, cuda, stream)
+    assert (taken.pointer, taken.shape, taken.nbytes, len(taken)) == (0, (0, 3), 0, 0)
+    assert fake.counts["cudaPointerGetAttributes"] == 0
+
+
+def test_an_offset_in_bytes_counts(fake: FakeCuda) -> None:
+    def shift(tensor: dlpack.Tensor) -> None:
+        tensor.byte_offset = 8
+
+    cuda = Cuda()
+    with cuda.device_buffer(32) as buffer, cuda.stream() as stream:
+        given = Exported(fake, numbers(fake, buffer.pointer))
+        given.edit = shift
+        assert as_device_array(given, cuda, stream).pointer == buffer.pointer + 8
+
+
+def test_managed_memory_is_taken(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = Exported(fake, numbers(fake, buffer.pointer), kind=13)
+        assert is_device_array(given)
+        assert as_device_array(given, cuda, stream).pointer == buffer.pointer
+
+
+def test_the_array_and_its_capsule_live_as_long_as_what_was_made_of_them(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        memory = np.asarray(numbers(fake, buffer.pointer)[:])
+        exported, seen = Exported(fake, memory), interface(buffer.pointer)
+        lives: list[weakref.ref[Any]] = [weakref.ref(memory), weakref.ref(exported), weakref.ref(seen)]
+        taken = [as_device_array(exported, cuda, stream), as_device_array(seen, cuda, stream)]
+        exported.array = np.zeros(1)  # only the capsule holds the memory now
+        del memory, exported, seen
+        gc.collect()
+        assert [life() is not None for life in lives] == [True] * 3
+        taken.clear()
+        gc.collect()
+        assert [life() for life in lives] == [None] * 3
+
+
+# What is refused
+
+
+def refused(cuda: Cuda, stream: Stream, given: object) -> str:
+    with pytest.raises(InputError) as caught:
+        as_device_array(given, cuda, stream, name="video")
+    return str(caught.value)
+
+
+def test_an_array_that_is_not_contiguous_is_refused_with_the_remedy(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(64) as buffer, cuda.stream() as stream:
+        array = numbers(fake, buffer.pointer, (2, 4))
+        assert refused(cuda, stream, Exported(fake, array[:, :3])) == (
+            "video: shape (2, 3) with strides of (16, 4) bytes is not C-contiguous; "
+            "make it so with .contiguous() (PyTorch) or ascontiguousarray (CuPy)"
+        )
+        for shape, strides in (((2, 3), (4, 8)), ((2, 3), (12, -4)), ((2, 3), (0, 4)), ((2, 3), (4,))):
+            message = refused(cuda, stream, interface(buffer.pointer, shape, strides=strides))
+            assert message.startswith(f"video: shape {shape} with strides of {strides} bytes is not C-contiguous; ")
+
+
+@pytest.mark.parametrize("by_dlpack", [True, False])
+def test_an_array_on_another_gpu_is_refused_by_name(fake: FakeCuda, by_dlpack: bool) -> None:
+    cuda, other = Cuda(1), Cuda(0)
+    with other.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = Exported(fake, numbers(fake, buffer.pointer)) if by_dlpack else interface(buffer.pointer)
+        assert refused(cuda, stream, given) == (
+            "video: it is on GPU 0, and the model runs on GPU 1 (Second); copy it there, or load the model on its GPU"
+        )
+
+
+def test_an_array_that_lies_where_it_does_not_say_is_refused(fake: FakeCuda) -> None:
+    cuda, other = Cuda(0), Cuda(1)
+    with other.device_buffer(24) as buffer, cuda.stream() as stream:
+        message = refused(cuda, stream, Exported(fake, numbers(fake, buffer.pointer), device=0))
+        assert message.startswith("video: it is on GPU 1, and the model runs on GPU 0 (First); ")
+
+
+def test_host_memory_behind_an_interface_is_refused(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    host = np.zeros((2, 3), np.float32)
+    with cuda.pinned_buffer(24) as pinned, cuda.stream() as stream:
+        for given in (
+            interface(host.ctypes.data),
+            interface(pinned.pointer),
+            interface(0),
+            interface(0x10),
+            Exported(fake, host),
+        ):
+            assert refused(cuda, stream, given) == (
+                "video: it is in host memory, behind an interface for arrays on the GPU; give a numpy.ndarray"
+            )
+
+
+@pytest.mark.parametrize(
+    ("typestr", "name"),
+    [
+        ("|b1", "bool"),
+        ("<V2", "bfloat16"),
+        ("<c8", "complex64"),
+        (">f4", ">f4"),
+        ("|S4", "|S4"),
+        ("<M8[s]", "datetime64[s]"),
+        ("|O", "object"),
+    ],
+)
+def test_other_dtypes_are_refused_by_name(fake: FakeCuda, typestr: str, name: str) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(64) as buffer, cuda.stream() as stream:
+        assert refused(cuda, stream, interface(buffer.pointer, typestr=typestr)) == (
+            f"video: its dtype is {name}; integers or floating-point numbers of this machine expected"
+        )
+    assert fake.counts["cudaEventRecord"] == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "bits", "lanes", "name"),
+    [
+        (4, 16, 1, "bfloat16"),
+        (6, 8, 1, "bool8"),
+        (5, 64, 1, "complex64"),
+        (2, 8, 1, "float8"),
+        (0, 4, 1, "int4"),
+        (2, 128, 1, "float128"),
+        (10, 8, 1, "DLPack type 10, 8"),
+        (2, 32, 4, "float32 in vectors of 4"),
+    ],
+)
+def test_other_dtypes_of_dlpack_are_refused_by_name(
+    fake: FakeCuda, code: int, bits: int, lanes: int, name: str
+) -> None:
+    def change(tensor: dlpack.Tensor) -> None:
+        tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes = code, bits, lanes
+
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = Exported(fake, numbers(fake, buffer.pointer))
+        given.edit = change
+        assert refused(cuda, stream, given) == (
+            f"video: its dtype is {name}; integers or floating-point numbers of 8 to 64 bits expected"
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"data": 5}, "TypeError"),
+        ({"data": ("here", False)}, "ValueError"),
+        ({"data": ()}, "IndexError"),
+        ({"shape": None}, "TypeError"),
+        ({"shape": ("a", 3)}, "ValueError"),
+        ({"typestr": "nonsense"}, "TypeError"),
+        ({"strides": 4}, "TypeError"),
+        ({"stream": "main"}, "ValueError"),
+    ],
+)
+def test_an_interface_that_is_not_valid_is_refused(fake: FakeCuda, fields: dict[str, Any], problem: str) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = interface(buffer.pointer)
+        given.__cuda_array_interface__.update(fields)
+        message = refused(cuda, stream, given)
+        assert message.startswith(
+            f"video: the __cuda_array_interface__ of this {__name__}.Interface is not valid ({problem}: "
+        )
+    assert fake.violations == []
+
+
+@pytest.mark.parametrize("missing", ["data", "shape", "typestr"])
+def test_an_interface_that_is_not_whole_is_refused(fake: FakeCuda, missing: str) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = interface(buffer.pointer)
+        del given.__cuda_array_interface__[missing]
+        assert refused(cuda, stream, given).endswith(f" is not valid (KeyError: '{missing}')")
+    assert fake.violations == []
+
+
+def test_something_else_than_an_interface_is_refused(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    given = Interface()
+    given.__cuda_array_interface__ = 7
+    with cuda.stream() as stream:
+        assert "is not valid (TypeError: " in refused(cuda, stream, given)
+        assert refused(cuda, stream, 7) == (
+            "video: this builtins.int cannot be exported: 'int' object has no attribute '__cuda_array_interface__'"
+        )
+    assert fake.violations == []
+
+
+def test_a_negative_size_is_refused(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        assert refused(cuda, stream, interface(buffer.pointer, (-2, -3))) == "video: its shape is (-2, -3)"
+    assert fake.violations == []
+
+
+def test_masked_elements_are_refused(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = interface(buffer.pointer, mask=interface(buffer.pointer))
+        assert refused(cuda, stream, given) == (
+            f"video: this {__name__}.Interface has a mask; fill the masked elements first"
+        )
+    assert fake.violations == []
+
+
+@pytest.mark.parametrize("named", [0, -1])
+def test_a_stream_that_the_interface_forbids_is_refused(fake: FakeCuda, named: int) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        assert refused(cuda, stream, interface(buffer.pointer, stream=named)) == (
+            f"video: the __cuda_array_interface__ of this {__name__}.Interface names stream {named}, "
+            "which is forbidden there: 1 is the default stream, and larger numbers are handles"
+        )
+    assert fake.violations == []
+
+
+def test_a_stream_that_is_none_is_an_error_of_cuda(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with (
+        cuda.device_buffer(24) as buffer,
+        cuda.stream() as stream,
+        pytest.raises(CudaError, match=r"^cudaEventRecord failed: cudaErrorInvalidResourceHandle \(400\)"),
+    ):
+        as_device_array(interface(buffer.pointer, stream=0xBAD0), cuda, stream)
+    assert fake.leaks() == {}
+    fake.violations.clear()
+
+
+def test_a_library_that_refuses_to_export_is_quoted(fake: FakeCuda) -> None:
+    class NeedsGradient(Exported):
+        def __dlpack__(self, *, stream: int) -> object:
+            raise BufferError(f"Can't export tensors that require gradient ({stream > PER_THREAD})")
+
+    class Property:
+        @property
+        def __cuda_array_interface__(self) -> object:
+            raise RuntimeError("use var.detach()")
+
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        given = NeedsGradient(fake, numbers(fake, buffer.pointer))
+        assert is_device_array(given)
+        assert refused(cuda, stream, given).endswith(
+            "NeedsGradient cannot be exported: Can't export tensors that require gradient (True)"
+        )
+        assert is_device_array(Property())
+        assert refused(cuda, stream, Property()).endswith("Property cannot be exported: use var.detach()")
+
+
+def test_a_capsule_of_another_kind_is_refused(fake: FakeCuda) -> None:
+    class Versioned(Exported):
+        def __dlpack__(self, *, stream: int) -> object:
+            del stream
+            return ctypes.pythonapi.PyCapsule_New
+
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        message = refused(cuda, stream, Versioned(fake, numbers(fake, buffer.pointer)))
+        assert message.startswith("video: its __dlpack__ gives <_FuncPtr object at ")
+        assert message.endswith(">, where a capsule named 'dltensor' is expected")
+
+
+def test_an_array_of_another_device_is_refused(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.stream() as stream:
+        assert refused(cuda, stream, Exported(fake, np.zeros(3), kind=10)) == (
+            f"video: this {__name__}.Exported is not on an NVIDIA GPU (its DLPack device is 10)"
+        )
+
+
+# What counts as an array on the GPU
+
+
+def test_arrays_on_the_gpu_are_told_from_others(fake: FakeCuda) -> None:
+    host = np.zeros(3)
+    assert is_device_array(Exported(fake, host, kind=2))
+    assert is_device_array(Exported(fake, host, kind=13))
+    assert is_device_array(interface(0))
+    assert is_device_array(DeviceArray(0, (0,), np.dtype("u1"), device=0, owner=None))
+    for kind in (1, 3, 10, 14):  # the CPU, its pinned memory, another maker's GPU
+        assert not is_device_array(Exported(fake, host, kind=kind))
+    for value in (host, [1.0], 7, None, "array", object(), memoryview(b"")):
+        assert not is_device_array(value)
+    assert fake.calls == []
+
+
+def test_an_array_that_does_not_say_one_device_is_judged_by_its_interface() -> None:
+    class Sharded:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            raise ValueError("__dlpack_device__ only supported for unsharded arrays")
+
+    class WithInterface(Sharded):
+        __cuda_array_interface__: Any = {"version": 3}  # noqa: RUF012 - as a library writes it
+
+    assert not is_device_array(Sharded())
+    assert is_device_array(WithInterface())
+    assert not is_device_array(Exported)  # the class itself
+
+
+def test_a_tensor_of_pytorch_on_the_cpu_is_none() -> None:
+    torch = pytest.importorskip("torch")
+    assert not is_device_array(torch.zeros(3))
+    assert not is_device_array(torch.zeros(3, requires_grad=True))
+
+
+def test_capsules_of_pytorch_are_read() -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(24, dtype=torch.int32).reshape(4, 6)[1:, 2:]
+    found = dlpack.read_capsule(tensor.__dlpack__())
+    assert found == dlpack.Description(tensor.data_ptr(), (3, 4), (24, 4), "int32")
+    with pytest.raises(InputError, match=r"^its dtype is bfloat16; integers or floating-point numbers of 8 to 64 bits"):
+        dlpack.read_capsule(torch.zeros(2, dtype=torch.bfloat16).__dlpack__())
+    with pytest.raises(InputError, match=r"dltensor_versioned.*, where a capsule named 'dltensor' is expected$"):
+        dlpack.read_capsule(tensor.__dlpack__(max_version=(1, 0)))
+
+
+# What is handed out
+
+
+def test_what_is_handed_out_says_what_it_is(fake: FakeCuda) -> None:
+    owner = object()
+    array = DeviceArray(0x1000, (2, 3), np.dtype("float16"), device=1, owner=owner)
+    assert array.__cuda_array_interface__ == {
+        "version": 3,
+        "shape": (2, 3),
+        "typestr": "<f2",
+        "data": (0x1000, False),
+        "strides": None,
+        "stream": None,
+    }
+    assert (len(array), array.ndim, array.nbytes, array.device) == (2, 2, 12, 1)
+    assert array.owner is owner
+    assert repr(array) == "DeviceArray(shape=(2, 3), dtype=float16, device=1)"
+    with pytest.raises(TypeError, match=r"^an array without axes has no length$"):
+        len(DeviceArray(0x1000, (), np.dtype("u1"), device=0, owner=None))
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize(("stream", "named"), [(None, None), (0, 1), (1, 1), (0x7000, 0x7000)])
+def test_what_is_handed_out_names_the_stream_that_completes_it(stream: int | None, named: int | None) -> None:
+    array = DeviceArray(0x1000, (2,), np.dtype("u1"), device=0, owner=None, stream=stream)
+    assert array.__cuda_array_interface__["stream"] == named
+
+
+@pytest.mark.parametrize("convert", [np.asarray, np.array, lambda array: np.asarray(array, dtype=np.float64)])
+def test_numpy_makes_nothing_of_it_by_itself(convert: Callable[[object], object]) -> None:
+    array = DeviceArray(0x1000, (2, 3), np.dtype("float32"), device=0, owner=None)
+    with pytest.raises(InputError) as caught:
+        convert(array)
+    assert str(caught.value) == (
+        "DeviceArray(shape=(2, 3), dtype=float32, device=0) is on the GPU; copy_to_host() gives a numpy.ndarray"
+    )
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_copy_on_the_host_waits_for_the_stream_that_completes_it(fake: FakeCuda, device: int) -> None:
+    cuda = Cuda(device)
+    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
+        fill_later(fake, stream.handle, buffer.pointer)
+        array = DeviceArray(
+            buffer.pointer, (2, 3), np.dtype("float32"), device=device, owner=buffer, stream=stream.handle
+        )
+        copy = array.copy_to_host()
+        assert copy.tolist() == [[1, 2, 3], [4, 5, 6]]
+        assert copy.dtype == np.float32
+        assert copy.flags.owndata
+        stream.synchronize()
+    assert fake.counts["cudaMemcpyAsync"] == 1
+
+
+def test_a_copy_of_a_complete_array_and_of_an_empty_one(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer:
+        numbers(fake, buffer.pointer)[:] = 7
+        array = DeviceArray(buffer.pointer, (2, 3), np.dtype("float32"), device=0, owner=buffer)
+        assert array.copy_to_host().tolist() == [[7, 7, 7], [7, 7, 7]]
+    assert DeviceArray(0, (0, 3), np.dtype("float32"), device=0, owner=None).copy_to_host().shape == (0, 3)
+    assert fake.leaks() == {}
+
+
+def test_what_is_handed_out_is_taken_in_again_in_order(fake: FakeCuda) -> None:
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as producer, cuda.stream() as consumer:
+        fill_later(fake, producer.handle, buffer.pointer)
+        given = DeviceArray(buffer.pointer, (2, 3), np.dtype("float32"), device=0, owner=buffer, stream=producer.handle)
+        taken = as_device_array(given, cuda, consumer)
+        assert downloaded(fake, cuda, taken, consumer) == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_the_simulation_sees_a_missing_order(fake: FakeCuda) -> None:
+    """Without what `as_device_array` orders, the tests above would fail."""
+    cuda = Cuda()
+    with cuda.device_buffer(24) as buffer, cuda.stream() as producer, cuda.stream() as consumer:
+        fill_later(fake, producer.handle, buffer.pointer)
+        fake.launch(consumer.handle, lambda: None, accesses=[reads(buffer.pointer, 24)])
+        consumer.synchronize()
+        producer.synchronize()
+    assert any("race" in problem for problem in fake.violations)
+    fake.violations.clear()
+
+
+def test_the_constants_are_those_of_the_bindings() -> None:
+    assert (runtime.cudaStreamLegacy, runtime.cudaStreamPerThread) == (LEGACY, PER_THREAD)
