@@ -161,11 +161,22 @@ def plan_name(plan: Plan) -> str:
         target += "_all"
     elif plan.library == "tensorrt" and plan.gpu:
         target += f"_{plan.gpu}"
-    parts = [plan.library, version, target, plan.precision, plan.module, plan.input_form, *_sizes(plan.profiles)]
+    parts = [plan.library, version, target, plan.precision, plan.module, plan.input_form, *profile_sizes(plan.profiles)]
     name = "-".join(map(_plain, parts))
     if len(name) > _NAME_LIMIT:
         name = f"{name[: _NAME_LIMIT - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{name}.plan"
+
+
+def profile_sizes(profiles: Iterable[PlanProfile]) -> list[str]:
+    """Return one text an input: for each axis its sizes over the profiles, such as "1_8x32x200to256x224x3"."""
+    columns: dict[str, list[dict[str, None]]] = {}
+    for profile in profiles:
+        for name, (low, _, high) in profile.shapes.items():
+            axes = columns.setdefault(name, [{} for _ in low])
+            for axis, smallest, largest in zip(axes, low, high, strict=True):
+                axis[str(smallest) if smallest == largest else f"{smallest}to{largest}"] = None
+    return ["x".join("_".join(axis) for axis in axes) for axes in columns.values()]
 
 
 def decode(data: bytes, *, source: str) -> Plan:
@@ -256,17 +267,6 @@ def _shapes(value: object, where: str, problems: list[str]) -> tuple[Shape, Shap
         problems.append(f"{where}: min, opt and max must be shapes of one rank with 1 <= min <= opt <= max")
         return (), (), ()
     return low, best, high
-
-
-def _sizes(profiles: Iterable[PlanProfile]) -> list[str]:
-    """Return one text an input: for each axis its sizes over the profiles, such as "1_8x32x200to256x224x3"."""
-    columns: dict[str, list[dict[str, None]]] = {}
-    for profile in profiles:
-        for name, (low, _, high) in profile.shapes.items():
-            axes = columns.setdefault(name, [{} for _ in low])
-            for axis, smallest, largest in zip(axes, low, high, strict=True):
-                axis[str(smallest) if smallest == largest else f"{smallest}to{largest}"] = None
-    return ["x".join("_".join(axis) for axis in axes) for axes in columns.values()]
 
 
 def _plain(text: str) -> str:

@@ -11,12 +11,13 @@ import hashlib
 import os
 import stat
 import tempfile
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milnce.errors import OutputError, PlanError
+from milnce.errors import MilnceWarning, OutputError, PlanError
 from milnce.plan_file import Plan, decode, encode, plan_name
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ PLAN_SUFFIX, SIDECAR_SUFFIX = ".plan", ".json"
 
 # A sidecar is a few kilobytes. The bound keeps a wrong file from being read into memory.
 _SIDECAR_LIMIT_BYTES = 2**20
+# Timings and kernels of many builds take some tens of megabytes.
+_CACHE_LIMIT_BYTES = 512 * 2**20
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _AGAIN = "build it again: milnce build BUNDLE --force"
 
@@ -109,15 +113,74 @@ def write_plan(folder: Path, data: bytes, plan: Plan) -> Plan:
             temporary[1].rename(sidecar)
             os.fsync(descriptor)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"the plan cannot be written to {folder}: {error.strerror or error}; choose another folder (--plans FOLDER)"
-        ) from error
+        raise _unwritable(folder, error) from error
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
     return written
+
+
+def make_folder(folder: Path) -> bool:
+    """Make the folder of plans, for the owner alone, and make sure that plans can be written there.
+
+    Returns:
+        Whether it was made now; if not, it was there.
+
+    Raises:
+        PlanError: if the folder is somebody else's, or writable for others.
+        OutputError: if it cannot be made or written to.
+    """
+    try:
+        made = not folder.exists()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _opened(folder):
+            _write_temporary(folder, "trial", b"").unlink()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return made
+
+
+def read_cache(folder: Path, name: str) -> bytes | None:
+    """Return what `write_cache` wrote, or None if there is nothing; what is damaged is None too, with a warning.
+
+    Raises:
+        PlanError: if the folder is missing, somebody else's, or writable for others: a cache holds compiled kernels.
+    """
+    path = folder / name
+    with _opened(folder) as descriptor:
+        if not path.exists():
+            return None
+        try:
+            data = _read(path, descriptor, limit=_CACHE_LIMIT_BYTES)
+        except PlanError as error:
+            warnings.warn(f"a cache is not used: {error}", MilnceWarning, stacklevel=2)
+            return None
+    content = data[_DIGEST_BYTES:]
+    if len(data) > _CACHE_LIMIT_BYTES or hashlib.sha256(content).digest() != data[:_DIGEST_BYTES]:
+        warnings.warn(f"{path} is damaged and not used; a new one is begun", MilnceWarning, stacklevel=2)
+        return None
+    return content
+
+
+def write_cache(folder: Path, name: str, content: bytes) -> None:
+    """Keep a cache in the folder of plans, behind its own sha256.
+
+    Raises:
+        PlanError: if the folder is missing, somebody else's, or writable for others.
+        OutputError: if it cannot be written.
+    """
+    try:
+        with _opened(folder):
+            temporary = _write_temporary(folder, name, hashlib.sha256(content).digest() + content)
+            temporary.rename(folder / name)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"plans cannot be written to {folder}: {error.strerror or error}; choose another folder (--plans FOLDER)"
+    )
 
 
 def _write_temporary(folder: Path, name: str, data: bytes) -> Path:

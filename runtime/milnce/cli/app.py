@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from milnce.cli import doctor, embed, export, info, search
+from milnce.cli import build, doctor, embed, export, info, search
 from milnce.cli import eval as evaluation
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("export")(export.export)
+app.command("build")(build.build)
 app.command("info")(info.info)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)

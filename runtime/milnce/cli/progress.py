@@ -11,6 +11,7 @@ from milnce.errors import MilnceError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.progress import TaskID
     from rich.status import Status
 
     from milnce.pipeline import WindowSpan
@@ -109,3 +110,39 @@ class Stages:
         if done and self._stage is not None:
             say(f"{time.monotonic() - self._began_s:6.1f} s  {printable(self._stage)}")
         self._stage = None
+
+
+class BuildProgress(Stages):
+    """Shows the builds of plans: a bar on a terminal, and one line a finished plan everywhere.
+
+    Call it with what is being built and the part of it that is done, or None if that is not known. It may be called
+    from another thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> BuildProgress:  # noqa: PYI034  # typing.Self is not in Python 3.10
+        return self
+
+    def __call__(self, stage: str, done: float | None = None) -> None:
+        """Begin a stage, or say how far it is."""
+        if stage != self._stage:
+            self._end(done=True)
+            self._stage, self._began_s = stage, time.monotonic()
+            self._bar.start()
+            self._task = self._bar.add_task(printable(stage), total=None if done is None else 1.0)
+        if self._task is not None and done is not None:
+            self._bar.update(self._task, completed=done)
+
+    def _end(self, *, done: bool) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._bar.stop()
+            self._task = None
+        super()._end(done=done)
