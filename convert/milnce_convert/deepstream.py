@@ -237,7 +237,6 @@ def fix_sizes(model: bytes, sizes: Mapping[str, int]) -> bytes:
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param in sizes:
                 axis.dim_value = sizes[axis.dim_param]
-    del proto.graph.value_info[:]  # sizes of the dynamic graph, inferred again below
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString(deterministic=True))

@@ -1,17 +1,34 @@
-"""`milnce export`: weights and vocabulary to a bundle. The one command that needs PyTorch."""
+"""`milnce export`: weights and vocabulary to a bundle, and a bundle to other systems.
+
+To make a bundle is the one command that needs PyTorch; to write one that is there (--bundle) for Triton or DeepStream
+needs none.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from milnce.cli.common import JsonOption, OverwriteOption, print_json, printable, reported, size
+from milnce.cli.export_hosts import (
+    DeepstreamOption,
+    Hosts,
+    MaxBatchOption,
+    PlansOption,
+    StreamFpsOption,
+    StreamSizeOption,
+    StreamsOption,
+    TritonOption,
+)
 from milnce.cli.info import print_parity
 from milnce.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from milnce.bundle import Bundle
 
 WeightsOption = Annotated[
@@ -30,7 +47,11 @@ WidthOption = Annotated[
     float | None,
     typer.Option("--width", min=0.01, max=4.0, help="With --seeded: channels, as a part of the full model's."),
 ]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to make.")]
+ExistingOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", "-b", help="Instead of weights: a bundle that is there, for --triton or --deepstream."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Bundle folder to make.")]
 PrecisionsOption = Annotated[
     list[str] | None, typer.Option("--precision", help="fp32, fp16; once for each; both when left out.")
 ]
@@ -38,73 +59,157 @@ FormsOption = Annotated[
     list[str] | None,
     typer.Option("--input-form", help="Video input, uint8 or float32; once for each; both when left out."),
 ]
-MaxWordsOption = Annotated[int, typer.Option(min=1, help="Words a sentence; longer ones are cut.")]
+MaxWordsOption = Annotated[
+    int | None, typer.Option(min=1, help="Words a sentence; longer ones are cut; 16 when left out.")
+]
 StemOption = Annotated[
-    str,
-    typer.Option(help="folded: one 4x8x8 convolution, fastest on CPUs. space-to-depth: the published 24 channels."),
+    str | None,
+    typer.Option(
+        help="folded (when left out): one 4x8x8 convolution, fastest on CPUs. "
+        "space-to-depth: the published 24 channels."
+    ),
 ]
 FixedSizeOption = Annotated[
     tuple[int, int, int] | None,
     typer.Option(metavar="T H W", help="Fix frames, height and width instead of leaving them dynamic."),
 ]
-PresetNameOption = Annotated[str, typer.Option("--preset", help="Sampling that embed and search use by default.")]
+PresetNameOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="Sampling that embed and search use by default; milnce-native when left out."),
+]
 
 _STEMS = ("folded", "space-to-depth")
+_OPTIONS = {"vocabulary": "vocab"}  # where the parameter is called otherwise
 
 
 @reported
 def export(  # noqa: PLR0913  # a command's options are its parameters
     *,
-    out: OutOption,
+    out: OutOption = None,
     weights: WeightsOption = None,
     vocabulary: VocabularyOption = None,
     seeded: SeededOption = None,
     width: WidthOption = None,
+    bundle: ExistingOption = None,
     precision: PrecisionsOption = None,
     input_form: FormsOption = None,
-    max_words: MaxWordsOption = 16,
-    stem: StemOption = "folded",
+    max_words: MaxWordsOption = None,
+    stem: StemOption = None,
     fixed_size: FixedSizeOption = None,
-    preset: PresetNameOption = "milnce-native",
+    preset: PresetNameOption = None,
+    triton: TritonOption = None,
+    plans: PlansOption = None,
+    max_batch: MaxBatchOption = None,
+    deepstream: DeepstreamOption = None,
+    streams: StreamsOption = None,
+    stream_size: StreamSizeOption = None,
+    stream_fps: StreamFpsOption = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Turn weights into a bundle of ONNX graphs, and measure that they give PyTorch's numbers.
 
-    Give --weights and --vocab, or --seeded. Needs PyTorch and ONNX: the extra "convert".
+    Give --weights and --vocab, or --seeded; that needs PyTorch and ONNX: the extra "convert". Or give --bundle, to
+    write a Triton repository or a DeepStream configuration from a bundle that is there.
     """
-    _check_source(weights, vocabulary, seeded, width)
+    hosts = Hosts(triton, plans, max_batch, deepstream, streams, stream_size, stream_fps)
+    hosts.check(input_forms=input_form, overwrite=overwrite)
+    source = Source(weights, vocabulary, seeded, width)
+    options = {"max_words": max_words, "stem": stem, "fixed_size": fixed_size, "preset": preset}
+    if bundle is not None:
+        given = {"out": out, **vars(source), **options}
+        opened = _open(bundle, hosts, given, precision, input_form)
+        served = {"precision": _one(precision), "input_form": _one(input_form)}
+    else:
+        named = {"precisions": precision, "input_forms": input_form, **options}
+        opened = _make(source, out, named, overwrite=overwrite)
+        served = {"precision": None, "input_form": None}
+    written = hosts.write(opened, **served, overwrite=overwrite)
+    if json_output:
+        document = {system: described for system, (described, _) in written.items()}
+        print_json({"path": str(opened.path), "manifest": opened.manifest.to_json(), **document})
+        return
+    if bundle is None:
+        total = sum(graph.bytes for graph in opened.manifest.graphs)
+        typer.echo(printable(f"{opened.path}: {len(opened.manifest.graphs)} graphs, {size(total)}"))
+        print_parity(opened)
+    for _, lines in written.values():
+        for line in lines:
+            typer.echo(printable(line))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a new bundle are from; fields as the options of the command."""
+
+    weights: Path | None
+    vocabulary: Path | None
+    seeded: int | None
+    width: float | None
+
+
+def _make(source: Source, out: Path | None, given: Mapping[str, Any], *, overwrite: bool) -> Bundle:
+    """Export weights to a new bundle."""
+    _check_source(source)
+    if out is None:
+        raise InputError("--out is missing; name the bundle folder to make")
+    options = {name: value for name, value in given.items() if value is not None}
+    stem = options.pop("stem", _STEMS[0])
     if stem not in _STEMS:
         raise InputError(f"--stem {stem} given; one of {', '.join(_STEMS)} expected")
     require_converter()
     from milnce.cli.progress import Stages  # noqa: PLC0415
     from milnce_convert.convert import ExportOptions, export_bundle, export_seeded_bundle  # noqa: PLC0415
 
-    export_options = ExportOptions(
-        precisions=tuple(precision or ("fp32", "fp16")),
-        input_forms=tuple(input_form or ("uint8", "float32")),
-        max_words=max_words,
-        fold_stem=stem == "folded",
-        fixed_size=fixed_size,
-        overwrite=overwrite,
-        preset=preset,
-    )
+    options |= {name: tuple(options[name]) for name in ("precisions", "input_forms") if name in options}
+    export_options = ExportOptions(**options, fold_stem=stem == _STEMS[0], overwrite=overwrite)
     with Stages() as stages:
-        if weights is not None and vocabulary is not None:
-            bundle = export_bundle(weights, vocabulary, out, export_options, stages)
-        elif seeded is not None:
-            bundle = export_seeded_bundle(seeded, out, export_options, width=width or 1.0, progress=stages)
-    _print(bundle, json_output=json_output)
+        if source.seeded is not None:
+            width = source.width or 1.0
+            return export_seeded_bundle(source.seeded, out, export_options, width=width, progress=stages)
+        assert source.weights is not None  # noqa: S101 - for the type checker: _check_source has looked
+        assert source.vocabulary is not None  # noqa: S101 - likewise
+        return export_bundle(source.weights, source.vocabulary, out, export_options, stages)
 
 
-def _check_source(weights: Path | None, vocabulary: Path | None, seeded: int | None, width: float | None) -> None:
-    if seeded is None and (weights is None or vocabulary is None):
+def _check_source(source: Source) -> None:
+    weights, vocabulary = source.weights, source.vocabulary
+    if source.seeded is None and (weights is None or vocabulary is None):
         given = "--weights without --vocab" if weights else "--vocab without --weights" if vocabulary else "no weights"
-        raise InputError(f"{given} given; --weights and --vocab are needed together, or --seeded SEED instead")
-    if seeded is not None and (weights is not None or vocabulary is not None):
+        raise InputError(
+            f"{given} given; --weights and --vocab are needed together, or --seeded SEED instead, or --bundle"
+        )
+    if source.seeded is not None and (weights is not None or vocabulary is not None):
         raise InputError("--seeded given with --weights or --vocab; seeded weights take the place of both")
-    if width is not None and seeded is None:
+    if source.width is not None and source.seeded is None:
         raise InputError("--width given without --seeded; the width of real weights is their own")
+
+
+def _open(
+    bundle: Path,
+    hosts: Hosts,
+    given: Mapping[str, object],
+    precision: Sequence[str] | None,
+    input_form: Sequence[str] | None,
+) -> Bundle:
+    """Open a bundle that is there, after refusing what has no meaning with it."""
+    from milnce.bundle import Bundle  # noqa: PLC0415  # commands import what they need when they run
+
+    names = [f"--{_OPTIONS.get(name, name.replace('_', '-'))}" for name, value in given.items() if value is not None]
+    if names:
+        raise InputError(
+            f"--bundle given with {', '.join(names)}; a bundle that is there is not exported again: leave one out"
+        )
+    if not hosts:
+        raise InputError("--bundle given, and nothing to write from it; add --triton DIR or --deepstream DIR")
+    for name, values in (("--precision", precision), ("--input-form", input_form)):
+        if values and len(values) > 1:
+            raise InputError(f"--bundle given with {name} {', '.join(values)}; one is served, so give one")
+    return Bundle.open(bundle)
+
+
+def _one(values: Sequence[str] | None) -> str | None:
+    return values[0] if values else None
 
 
 def require_converter() -> None:
@@ -120,12 +225,3 @@ def require_converter() -> None:
     ]
     if missing:
         raise MissingDependencyError(f'export needs {", ".join(missing)}; run: pip install "milnce[convert]"')
-
-
-def _print(bundle: Bundle, *, json_output: bool) -> None:
-    if json_output:
-        print_json({"path": str(bundle.path), "manifest": bundle.manifest.to_json()})
-        return
-    total = sum(graph.bytes for graph in bundle.manifest.graphs)
-    typer.echo(printable(f"{bundle.path}: {len(bundle.manifest.graphs)} graphs, {size(total)}"))
-    print_parity(bundle)
