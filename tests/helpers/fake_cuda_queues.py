@@ -215,11 +215,9 @@ class QueueCalls(Calls):
         mark = self._uncaptured(event)
         mark.queries += 1
         if mark.operation is not None and not mark.operation.done:
-            if self._scheduler.policy == "lazy" and mark.queries >= _LAZY_QUERIES:
-                self._scheduler.force(mark.operation)
-            else:
-                self._scheduler.step_if_random()
+            if self._scheduler.policy != "lazy" or mark.queries < _LAZY_QUERIES:
                 raise CudaFailureError(Error.cudaErrorNotReady)
+            self._scheduler.force(mark.operation)
         self._scheduler.host_waited(mark.clock)
         self.raise_fault(mark.device)
         return ()

@@ -103,7 +103,7 @@ class EngineState:
 
 @dataclass(eq=False)
 class ContextState:
-    """What an execution context knows, and what is true of it while it runs.
+    """What an execution context knows.
 
     Attributes:
         engine: its engine.
@@ -114,7 +114,6 @@ class ContextState:
         arena: address and size of the activation memory.
         revision: how often it was changed in a way that ends the use of graphs captured from it.
         warm: whether it has run since its profile and shapes were set: before that it cannot be captured.
-        running: the execution that is on the device now.
         in_use: held by the thread that is in a call.
         token: the access of using it.
     """
@@ -127,7 +126,6 @@ class ContextState:
     addresses: dict[str, int] = field(default_factory=dict)
     revision: int = 0
     warm: bool = False
-    running: Execution | None = None
     in_use: threading.Lock = field(default_factory=threading.Lock)
     token: Access = field(default_factory=lambda: exclusive(f"execution context {next(_CONTEXTS)}"))
 
@@ -177,10 +175,6 @@ class Execution:
             self.machine.report("an execution context was destroyed before what was enqueued with it had run")
         elif self.captured and context.revision != self.revision:
             self.machine.report("a CUDA graph was launched after the context it was captured from was changed")
-        elif context.running is not None:
-            self.machine.report("two executions of one context ran at the same time")
-        if context is not None:
-            context.running = self
         self._view(*self.arena)[:] = self._mark
         for tensor in self.plan.tensors:
             view = self._tensor_view(tensor)
@@ -191,9 +185,6 @@ class Execution:
 
     def end(self) -> None:
         """Compute, unless another one has used the activation memory meanwhile."""
-        context = self.context()
-        if context is not None:
-            context.running = None
         if (self._view(*self.arena) != self._mark).any():
             self.machine.report("activation memory was overwritten while an execution was using it")
             return

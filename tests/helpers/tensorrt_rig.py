@@ -14,7 +14,7 @@ from helpers.fake_cuda import FakeCuda
 from helpers.fake_tensorrt import VERSIONS, make_fake_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Literal
 
     import pytest
@@ -57,7 +57,7 @@ class Log:
 
     def __init__(self, trt: Any) -> None:  # noqa: ANN401  a stand-in of an untyped module
         self.messages: list[str] = []
-        messages = self.messages
+        log = self
 
         class Logger(trt.ILogger):  # type: ignore[misc]  # untyped module
             def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Log:
 
             def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401
                 assert severity == trt.ILogger.Severity.ERROR
-                messages.append(msg)
+                log.messages.append(msg)
 
         self.logger = Logger()
 
@@ -81,8 +81,8 @@ class Rig:
         policy: Policy = "lazy",
         seed: int = 0,
         dtype: int = TensorProto.FLOAT,
-        memory_bytes: int | Sequence[int] = ARENA,
-        capturable: bool = True,
+        profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]] = FIXED,
+        **plan: Any,  # noqa: ANN401  more options of make_fake_plan
     ) -> None:
         self.fake = FakeCuda(policy=policy, seed=seed)
         name: Name = "tensorrt_rtx" if flavour == "rtx" else "tensorrt"
@@ -90,10 +90,8 @@ class Rig:
         self.log = Log(self.trt)
         self.flavour = flavour
         self.runtime = self.trt.Runtime(self.log.logger)
-        plan = make_fake_plan(
-            graph(dtype), FIXED, version=VERSIONS[flavour], memory_bytes=memory_bytes, capturable=capturable
-        )
-        self.engine = self.runtime.deserialize_cuda_engine(plan)
+        options: dict[str, Any] = {"version": VERSIONS[flavour], "memory_bytes": ARENA} | plan
+        self.engine = self.runtime.deserialize_cuda_engine(make_fake_plan(graph(dtype), profiles, **options))
         self.a, self.b = (ok(self.fake.cudaStreamCreateWithFlags(1)) for _ in range(2))
         self.arena = ok(self.fake.cudaMalloc(ARENA))
         self.event = ok(self.fake.cudaEventCreateWithFlags(2))

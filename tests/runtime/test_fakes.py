@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("cuda.bindings.runtime")
 from cuda.bindings import runtime
 
 from helpers.cuda_bench import SCHEDULES, Bench, Error, N, ok
-from helpers.fake_cuda import POISON, FakeCuda, reads, writes
+from helpers.fake_cuda import POISON, FakeCuda, FakeGpu, exclusive, reads, writes
 
 if TYPE_CHECKING:
     from helpers.fake_cuda_streams import Policy
@@ -123,6 +124,55 @@ def test_two_reads_at_a_time_are_no_race() -> None:
     bench.fake.check(leaks=False)
 
 
+def test_neighbours_in_memory_and_other_things_are_no_race() -> None:
+    bench = Bench(policy="lazy")
+    uses = ([writes(bench.device, 256), exclusive("one")], [writes(bench.device + 256, 256), exclusive("another")])
+    for stream, accesses in zip((bench.a, bench.b), uses, strict=True):
+        ok((bench.fake.launch(stream, lambda: None, accesses=accesses),))
+    bench.fake.check(leaks=False)
+    ok((bench.fake.launch(bench.a, lambda: None, accesses=[exclusive("one")]),))
+    ok((bench.fake.launch(bench.b, lambda: None, accesses=[exclusive("one")]),))
+    assert "race on one" in bench.fake.violations[0]
+
+
+def test_waiting_for_one_stream_orders_nothing_after_another() -> None:
+    bench = Bench(policy="lazy")
+    bench.upload(bench.a)
+    ok(bench.fake.cudaStreamSynchronize(bench.b))
+    ok(bench.fake.cudaMemsetAsync(ok(bench.fake.cudaMalloc(8)), 0, 8, bench.b))
+    ok(bench.fake.cudaStreamSynchronize(bench.b))
+    bench.download(bench.b)
+    assert len(bench.fake.violations) == 1
+
+
+@pytest.mark.parametrize("poll", [True, False])
+def test_the_host_knows_what_an_event_tells_it(poll: bool) -> None:
+    bench = Bench(policy="lazy")
+    bench.upload(bench.a)
+    ok(bench.fake.cudaEventRecord(bench.event, bench.a))
+    if poll:
+        while bench.fake.cudaEventQuery(bench.event)[0] == Error.cudaErrorNotReady:
+            pass
+    else:
+        ok(bench.fake.cudaEventSynchronize(bench.event))
+    ok(bench.fake.cudaFree(bench.device))
+    bench.fake.check(leaks=False)
+
+
+def test_one_gpu_is_waited_for_and_not_the_other() -> None:
+    fake = FakeCuda(policy="lazy", gpus=[FakeGpu(), FakeGpu()])
+    ran: list[int] = []
+    streams = []
+    for device in (0, 1):
+        ok(fake.cudaSetDevice(device))
+        streams.append(ok(fake.cudaStreamCreateWithFlags(1)))
+        ok((fake.launch(streams[device], partial(ran.append, device)),))
+    ok(fake.cudaDeviceSynchronize())
+    assert ran == [1]
+    event = ok(fake.cudaEventCreate())
+    assert fake.cudaEventRecord(event, streams[0]) == (Error.cudaErrorInvalidResourceHandle,)
+
+
 @pytest.mark.parametrize(("policy", "seed"), SCHEDULES)
 def test_polling_an_event_ends_and_then_the_work_is_done(policy: Policy, seed: int) -> None:
     bench = Bench(policy=policy, seed=seed)
@@ -148,6 +198,17 @@ def test_the_default_stream_orders_blocking_streams_and_no_others() -> None:
     bench.upload(bench.a)
     bench.download(0)
     assert len(bench.fake.violations) == 1
+    bench.upload(bench.b)
+    assert len(bench.fake.violations) == 3  # with the upload on the other stream, and with the download
+
+
+def test_what_is_on_the_default_stream_waits_for_blocking_streams_itself() -> None:
+    bench = Bench(policy="lazy")
+    bench.upload(ok(bench.fake.cudaStreamCreate()))
+    bench.download(0)
+    ok(bench.fake.cudaEventRecord(bench.event, 0))
+    ok(bench.fake.cudaEventSynchronize(bench.event))
+    assert bench.result == {7}
 
 
 def test_a_destroyed_stream_or_event_is_refused_and_noted() -> None:

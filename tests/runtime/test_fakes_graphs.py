@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,11 +61,17 @@ def test_a_graph_runs_when_launched_with_what_is_in_its_memory_then(policy: Poli
 
 
 def test_launches_of_one_graph_on_two_streams_run_one_after_the_other() -> None:
-    bench = Bench(policy="random")
-    executable = captured(bench)
-    ok(bench.fake.cudaGraphLaunch(executable, bench.a))
-    ok(bench.fake.cudaGraphLaunch(executable, bench.b))
-    bench.fake.check(leaks=False)
+    for seed in range(10):
+        bench = Bench(policy="random", seed=seed)
+        ran: list[int] = []
+        ok(bench.fake.cudaStreamBeginCapture(bench.a, LOCAL))
+        for part in range(3):
+            ok((bench.fake.launch(bench.a, partial(ran.append, part), accesses=[writes(bench.device, N)]),))
+        executable = ok(bench.fake.cudaGraphInstantiate(ok(bench.fake.cudaStreamEndCapture(bench.a)), 0))
+        ok(bench.fake.cudaGraphLaunch(executable, bench.a))
+        ok(bench.fake.cudaGraphLaunch(executable, bench.b))
+        bench.fake.check(leaks=False)
+        assert ran == [0, 1, 2, 0, 1, 2]
 
 
 def test_two_graphs_on_the_same_memory_race() -> None:
@@ -173,6 +180,14 @@ def test_a_capture_takes_in_a_stream_that_waits_for_it_and_must_be_joined_again(
     ok(bench.fake.cudaStreamSynchronize(bench.a))
     assert bench.result == {7}
     bench.fake.check(leaks=False)
+
+
+def test_a_stream_destroyed_in_a_capture_ends_it() -> None:
+    bench = Bench()
+    ok(bench.fake.cudaStreamBeginCapture(bench.a, LOCAL))
+    bench.order()
+    ok(bench.fake.cudaStreamDestroy(bench.b))
+    assert bench.fake.cudaStreamEndCapture(bench.a) == (Error.cudaErrorStreamCaptureInvalidated, None)
 
 
 def test_a_capture_does_not_wait_for_work_outside_it() -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("cuda.bindings.runtime")
 from cuda.bindings import runtime
 
 from helpers.cuda_bench import DOWN, SCHEDULES, UP, Bench, Error, N, ok
-from helpers.fake_cuda import FakeCuda, FakeGpu
+from helpers.fake_cuda import POISON, FakeCuda, FakeGpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,9 +59,22 @@ def test_a_kernel_that_leaves_its_memory_makes_every_later_call_fail() -> None:
     assert bench.fake.cudaStreamSynchronize(bench.a) == (Error.cudaErrorIllegalAddress,)
     assert bench.fake.cudaMalloc(1) == (Error.cudaErrorIllegalAddress, None)
     assert bench.fake.cudaGetLastError() == (Error.cudaErrorIllegalAddress,)
+    assert bench.fake.cudaGetLastError() == (Error.cudaSuccess,)
     assert "kernel: 513 bytes" in bench.fake.violations[0]
     assert bench.fake.cudaFree(bench.device) == (Error.cudaErrorIllegalAddress,)
     assert "device" not in bench.fake.leaks()
+
+
+def test_an_event_after_a_fault_tells_it_at_once_and_the_check_finds_it_unasked() -> None:
+    bench = Bench(policy="lazy")
+    ok((bench.fake.launch(bench.a, lambda: bench.fake.view(1, 1)),))
+    ok(bench.fake.cudaEventRecord(bench.event, bench.a))
+    with pytest.raises(AssertionError, match="kernel: 0x1 is no address of device or pinned memory"):
+        bench.fake.check(leaks=False)
+    again = Bench(policy="lazy")
+    ok((again.fake.launch(again.a, lambda: again.fake.view(1, 1)),))
+    ok(again.fake.cudaEventRecord(again.event, again.a))
+    assert again.fake.cudaEventSynchronize(again.event) == (Error.cudaErrorIllegalAddress,)
 
 
 def test_a_kernel_that_raises_is_a_launch_failure_with_its_reason() -> None:
@@ -80,6 +93,33 @@ def test_a_write_past_the_end_by_address_is_found_when_the_memory_is_freed() -> 
     assert "something wrote past the end of the pinned allocation" in bench.fake.violations[0]
 
 
+def test_fresh_and_freed_memory_is_poison_until_it_is_given_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helpers.fake_cuda_memory._QUARANTINE_BYTES", 2 * N)
+    bench = Bench()
+    assert bench.result == {POISON}
+    block = bench.fake.memory.find(bench.source)
+    assert block is not None
+    assert set(block.span(bench.source, N)) == {7}
+    ok(bench.fake.cudaFree(ok(bench.fake.cudaMalloc(1))))
+    ok(bench.fake.cudaFreeHost(bench.source))
+    assert set(block.span(bench.source, N)) == {POISON}
+    assert bench.fake.memory.find(bench.source) is None  # with its alignment it is larger than what is kept
+    ok(bench.fake.cudaFree(bench.device))
+    assert bench.fake.memory.find(bench.device) is not None
+
+
+def test_nothing_is_allocated_and_freed_as_in_cuda_and_memory_is_set() -> None:
+    bench = Bench()
+    assert bench.fake.cudaMalloc(0) == (Error.cudaSuccess, 0)
+    ok(bench.fake.cudaFree(0))
+    ok(bench.fake.cudaFreeHost(0))
+    ok(bench.fake.cudaMemsetAsync(bench.device, 0x1FE, N, bench.a))
+    bench.download(bench.a)
+    assert bench.result == {0xFE}
+    ok(bench.fake.cudaMemcpyAsync(bench.device, bench.source, N, runtime.cudaMemcpyKind.cudaMemcpyDefault, bench.b))
+    assert "race on memory" in bench.fake.violations[0]
+
+
 @pytest.mark.parametrize(("policy", "seed"), SCHEDULES)
 def test_memory_freed_under_queued_work_is_found_even_if_the_work_has_run(policy: Policy, seed: int) -> None:
     bench = Bench(policy=policy, seed=seed)
@@ -95,11 +135,12 @@ def test_memory_runs_out_and_says_how_much_is_left() -> None:
     assert fake.cudaMalloc(401) == (Error.cudaErrorMemoryAllocation, None)
     ok(fake.cudaFree(first))
     ok(fake.cudaMalloc(1000))
+    ok(fake.cudaFreeHost(ok(fake.cudaHostAlloc(300, 0))))
     ok(fake.cudaHostAlloc(300, 0))
     assert fake.cudaMallocHost(1) == (Error.cudaErrorMemoryAllocation, None)
     assert fake.leaks() == {"device": 1, "pinned": 1}
-    assert fake.memory.allocations == {"device": 2, "pinned": 1}
-    assert fake.memory.frees == {"device": 1}
+    assert fake.memory.allocations == {"device": 2, "pinned": 2}
+    assert fake.memory.frees == {"device": 1, "pinned": 1}
     with pytest.raises(AssertionError, match="1 device never freed\n1 pinned never freed"):
         fake.check()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,6 +76,8 @@ def test_tensorrt_rtx_has_every_name_of_the_stand_in_and_the_same_enums(monkeypa
     rig = Rig(monkeypatch, "rtx")
     trt = rig.trt
     assert trt is not real
+    assert import_module("tensorrt_rtx") is trt
+    assert find_spec("tensorrt_rtx") is not None
     for name, names in offered(trt, rig).items():
         assert names <= set(dir(getattr(real, name))), name
     module = {name: value for name, value in vars(trt).items() if not name.startswith("_")}
@@ -184,6 +188,7 @@ def test_rtx_says_whether_a_plan_can_run_from_its_first_bytes(monkeypatch: pytes
     assert validity(version=right, compute_capabilities=["8.9", "12.0"]) == (trt.EngineValidity.VALID, 0)
     assert validity(version=right, compute_capabilities=["12.0"]) == (trt.EngineValidity.INVALID, 2)
     assert validity(version="1.6.0") == (trt.EngineValidity.INVALID, 1)
+    assert validity(version="1.6.0", compute_capabilities=["12.0"]) == (trt.EngineValidity.INVALID, 3)
     assert loader.get_engine_validity(b"x" * 64) == (trt.EngineValidity.INVALID, 32)
     fake.driver = "absent"
     assert validity(version=right) == (trt.EngineValidity.INVALID, 0)
@@ -205,6 +210,8 @@ def test_a_runtime_cache_is_taken_back_on_the_same_gpu_only(monkeypatch: pytest.
         assert engine.create_execution_context(config) is not None
         full = bytes(config.get_runtime_cache().serialize())
         assert (empty == full) == bool(taken)
+        assert cache.reset()
+        assert len(bytes(cache.serialize())) < len(full)
         return taken, full
 
     first = kept(FakeGpu("A"), None)[1]
