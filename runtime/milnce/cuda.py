@@ -118,8 +118,8 @@ class Cuda:
             pinned_limit_bytes: The same for pinned host memory.
 
         Raises:
-            CudaUnavailableError: if there is no GPU with that index.
-            CudaError: if the GPU cannot be used, for example because another program has it for itself.
+            CudaUnavailableError: if there is no GPU with that index, or it cannot be used, for example because another
+                program has it for itself.
         """
         count = _device_count()
         if not 0 <= device < count:
@@ -129,7 +129,10 @@ class Cuda:
         self._limits = {"device": device_limit_bytes, "pinned": pinned_limit_bytes}
         self._used = {"device": 0, "pinned": 0}
         self._lock = threading.RLock()  # a forgotten buffer may be freed in the middle of an allocation
-        self.activate()
+        try:
+            self.activate()  # makes the primary context, if nobody has
+        except (CudaError, DeviceMemoryError) as error:
+            raise CudaUnavailableError(f"GPU {device}, {self.info.name}, cannot be used: {error}") from error
 
     @property
     def device_bytes(self) -> int:
@@ -295,8 +298,8 @@ class Cuda:
             limit, used = self._limits[kind], self._used[kind]
             if limit is not None and used + nbytes > limit:
                 raise DeviceMemoryError(
-                    f"{nbytes:,} bytes of {kind} memory on GPU {self.info.index} would pass the declared limit of "
-                    f"{limit:,}, of which {used:,} are in use; use smaller batches or raise the limit"
+                    f"{nbytes:,} bytes of {kind} memory would pass the declared limit of {limit:,} for "
+                    f"GPU {self.info.index}, of which {used:,} are in use; use smaller batches or raise the limit"
                 )
             self._used[kind] += nbytes
         try:

@@ -133,6 +133,32 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(fake: FakeCuda, 
     assert fake.counts["cudaSetDevice"] == 0
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            Error.cudaErrorDevicesUnavailable,
+            (
+                "cudaErrorDevicesUnavailable (46): CUDA-capable device(s) is/are busy or unavailable; "
+                "another program has the GPU for itself (nvidia-smi shows it and the compute mode)"
+            ),
+        ),
+        (
+            Error.cudaErrorMemoryAllocation,
+            (
+                "cudaErrorMemoryAllocation (2): out of memory; use smaller batches, or end other programs on the GPU "
+                "(nvidia-smi lists them)"
+            ),
+        ),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_unavailable(fake: FakeCuda, error: Any, words: str) -> None:  # noqa: ANN401
+    fake.fail("cudaSetDevice", error=error)
+    with pytest.raises(CudaUnavailableError) as caught:
+        Cuda()
+    assert str(caught.value) == f"GPU 0, Fake GPU, cannot be used: cudaSetDevice failed: {words}"
+
+
 def test_without_a_driver_the_real_bindings_give_the_words_for_it() -> None:
     if runtime.cudaDriverGetVersion()[1] != 0:
         pytest.skip("this machine has an NVIDIA driver")
@@ -352,14 +378,15 @@ def test_whichever_call_fails_nothing_else_is_left(monkeypatch: pytest.MonkeyPat
         roundtrip(Cuda())
     except (CudaError, CudaUnavailableError) as error:
         failed = str(error)
-    assert not failed or failed.startswith(f"{name} failed: cudaErrorUnknown (999): unknown error")
+    words = f"{name} failed: cudaErrorUnknown (999): unknown error"
+    assert not failed or failed.removeprefix("GPU 0, Fake GPU, cannot be used: ").startswith(words)
     gc.collect()
     assert fake.leaks() == ({RELEASES[name]: 1} if name in RELEASES else {})
     # A with block that breaks frees what is still in use; to wait before is for who enqueued it.
     assert [problem for problem in fake.violations if "nothing has waited for" not in problem] == []
     if "Exchange" not in name:
         assert fake.capture_mode == runtime.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal
-    fake.captures.clear()  # one that was not ended has gone with its stream
+    fake.captures.clear()  # one that was not ended went with its stream
     roundtrip(Cuda())  # and everything still works
 
 
@@ -510,7 +537,7 @@ def test_a_declared_limit_is_never_passed(fake: FakeCuda, kind: str) -> None:
         with pytest.raises(DeviceMemoryError) as caught:
             allocate(401)
         assert str(caught.value) == (
-            f"401 bytes of {kind} memory on GPU 0 would pass the declared limit of 1,000, of which 600 are in use; "
+            f"401 bytes of {kind} memory would pass the declared limit of 1,000 for GPU 0, of which 600 are in use; "
             "use smaller batches or raise the limit"
         )
         assert isinstance(caught.value, MemoryError)
@@ -741,20 +768,32 @@ def test_managed_memory_is_on_its_gpu(fake: FakeCuda, monkeypatch: pytest.Monkey
 
 
 def test_every_thread_works_on_the_gpu_of_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = install(monkeypatch, gpus=(FakeGpu(), FakeGpu()))
+    fake = install(monkeypatch, gpus=(FakeGpu(total_bytes=1000), FakeGpu(total_bytes=2000)))
     cuda = Cuda(1)
-    made: list[Any] = []
-
-    def work() -> None:  # a new thread begins on GPU 0
-        made.extend([cuda.device_buffer(8), cuda.stream(), cuda.event()])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert fake.memory.used_bytes == [0, 8]
-    assert {fake.streams[made[1].handle].device, fake.events[made[2].handle].device} == {1}
-    for thing in made:
-        thing.close()
+    with cuda.device_buffer(8) as buffer, cuda.stream() as stream, cuda.event() as event:
+        for use in (
+            cuda.activate,
+            cuda.memory,
+            lambda: cuda.device_buffer(0),
+            lambda: cuda.device_of(buffer.pointer),
+            lambda: cuda.fill(buffer.pointer, 0, 8, stream),
+            lambda: cuda.copy(buffer.pointer, buffer.pointer + 4, 4, stream),
+            lambda: event.record(stream),
+            lambda: event.done,
+            event.synchronize,
+            stream.synchronize,
+        ):
+            with ThreadPoolExecutor(1) as pool:  # a new thread begins on GPU 0
+                assert pool.submit(lambda: fake.device).result() == 0
+                pool.submit(use).result()
+                assert pool.submit(lambda: fake.device).result() == 1
+    for make in (lambda: cuda.device_buffer(8), lambda: cuda.pinned_buffer(8), cuda.stream, cuda.event):
+        with ThreadPoolExecutor(1) as pool, pool.submit(make).result():
+            assert fake.memory.used_bytes[0] == 0
+            assert {one.device for one in fake.streams.values()} <= {1}
+            assert {one.device for one in fake.events.values()} <= {1}
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(cuda.memory).result() == (2000, 2000)
     fake.check()
 
 
@@ -763,7 +802,10 @@ def test_giving_back_leaves_the_threads_gpu_as_it_was(monkeypatch: pytest.Monkey
     cuda = Cuda(1)
     buffer = cuda.device_buffer(8)
     fake.cudaSetDevice(0)
+    freed_on, free = [], fake.cudaFree
+    monkeypatch.setattr(fake, "cudaFree", lambda pointer: (freed_on.append(fake.device), free(pointer))[1])
     buffer.close()
+    assert freed_on == [1], "on GPU 0 it could make a context there, which takes hundreds of MB"
     assert fake.device == 0
     with cuda.active():
         assert fake.device == 1
@@ -909,6 +951,18 @@ def test_the_real_bindings_take_the_arguments_that_are_given(fake: FakeCuda) -> 
         if len(inspect.signature(getattr(runtime, name)).parameters) != count
     ]
     assert wrong == []
+
+
+def test_the_real_bindings_take_the_types_that_are_given(fake: FakeCuda) -> None:
+    if runtime.cudaDriverGetVersion()[1] != 0:
+        pytest.skip("this machine has an NVIDIA driver, which would use these addresses")
+    roundtrip(Cuda())
+    # A wrong type raises TypeError before the driver is looked for.
+    answers = {one.name: getattr(runtime, one.name)(*one.args)[0] for one in fake.calls}
+    runtime.cudaGetLastError()
+    driverless = {name for name, error in answers.items() if error == Error.cudaSuccess}
+    assert driverless == {"cudaDriverGetVersion"}
+    assert {answers[name] for name in answers if name not in driverless} == {Error.cudaErrorInsufficientDriver}
 
 
 def test_handles_are_integers(fake: FakeCuda) -> None:
