@@ -803,7 +803,12 @@ def test_giving_back_leaves_the_threads_gpu_as_it_was(monkeypatch: pytest.Monkey
     buffer = cuda.device_buffer(8)
     fake.cudaSetDevice(0)
     freed_on, free = [], fake.cudaFree
-    monkeypatch.setattr(fake, "cudaFree", lambda pointer: (freed_on.append(fake.device), free(pointer))[1])
+
+    def recorded(pointer: int) -> tuple[Any, ...]:
+        freed_on.append(fake.device)
+        return free(pointer)
+
+    monkeypatch.setattr(fake, "cudaFree", recorded)
     buffer.close()
     assert freed_on == [1], "on GPU 0 it could make a context there, which takes hundreds of MB"
     assert fake.device == 0
