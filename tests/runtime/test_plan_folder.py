@@ -1,0 +1,243 @@
+"""The folder of plans: what is refused before a library ever sees it, and writing that leaves nothing half done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.sidecars import DATA, make_sidecar, names_in
+from milnce.bundle import Bundle
+from milnce.errors import MilnceWarning, OutputError, PlanError
+from milnce.plan_folder import make_folder, read_cache, read_plan, sidecars, write_cache, write_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helpers.tiny_bundle import Tiny
+    from milnce.manifest import GraphFile
+    from milnce.plans import Plan
+
+
+@pytest.fixture(scope="session")
+def graph(tiny: Tiny) -> GraphFile:
+    """Return the FP16 video graph of the tiny bundle."""
+    return Bundle.open(tiny.path).graph("video", precision="fp16")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return where this test's plans go."""
+    return tmp_path / "plans"
+
+
+def test_a_plan_comes_back_as_it_was_written(graph: GraphFile, folder: Path) -> None:
+    assert read_plan(folder, write_plan(folder, DATA, make_sidecar(graph))) == DATA
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("place", range(16))
+def test_a_plan_cut_anywhere_is_refused(place: int, graph: GraphFile, folder: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    kept = len(DATA) * place // 16
+    (folder / plan.file).write_bytes(DATA[:kept])
+    with pytest.raises(PlanError, match=f"was cut or changed: it has {kept} bytes, its sidecar says {len(DATA)}"):
+        read_plan(folder, plan)
+
+
+@pytest.mark.parametrize("place", range(64))
+def test_one_flipped_bit_anywhere_is_refused(place: int, graph: GraphFile, folder: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    changed = bytearray(DATA)
+    changed[(len(DATA) - 1) * place // 63] ^= 1 << place % 8
+    (folder / plan.file).write_bytes(changed)
+    with pytest.raises(PlanError, match=r"was changed or damaged: its sha256 is .*build it again: milnce build BUNDLE"):
+        read_plan(folder, plan)
+
+
+def test_a_longer_plan_is_refused_without_reading_all_of_it(graph: GraphFile, folder: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    with (folder / plan.file).open("r+b") as file:
+        file.truncate(2**40)  # a sparse file; reading it would take all memory
+    with pytest.raises(PlanError, match=f"it has {len(DATA) + 1} bytes"):
+        read_plan(folder, plan)
+
+
+def test_what_is_no_plain_file_is_refused(graph: GraphFile, folder: Path, tmp_path: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    path = folder / plan.file
+    path.unlink()
+    with pytest.raises(PlanError, match=r"cannot be read \(No such file or directory\)"):
+        read_plan(folder, plan)
+    (tmp_path / "elsewhere").write_bytes(DATA)
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PlanError, match="cannot be read"):
+        read_plan(folder, plan)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(PlanError, match="is not a plain file"):
+        read_plan(folder, plan)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(PlanError, match=r"cannot be read \(Is a directory\)"):
+        read_plan(folder, plan)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o722])
+def test_a_folder_that_others_can_write_to_is_refused(mode: int, graph: GraphFile, folder: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    folder.chmod(mode)
+    said = rf"plans is writable for others \(mode {mode:04o}\)\. A plan is native code, .*chmod go-w"
+    for action in _uses(folder, plan):
+        with pytest.raises(PlanError, match=said):
+            action()
+    folder.chmod(0o755)  # to be read by others is no harm
+    assert read_plan(folder, plan) == DATA
+
+
+def test_a_folder_of_another_user_is_refused_and_roots_is_not(
+    graph: GraphFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    owner = folder.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner != 0:
+        for action in _uses(folder, plan):
+            with pytest.raises(PlanError, match=f"belongs to user {owner}, and this is user {owner + 1}"):
+                action()
+    else:
+        assert read_plan(folder, plan) == DATA
+        os.chown(folder, 12345, -1)
+        for action in _uses(folder, plan):
+            with pytest.raises(PlanError, match=r"belongs to user 12345, and this is user 1\. A plan is native code"):
+                action()
+
+
+def _uses(folder: Path, plan: Plan) -> list[Callable[[], object]]:
+    return [
+        lambda: read_plan(folder, plan),
+        lambda: sidecars(folder),
+        lambda: write_plan(folder, DATA, plan),
+        lambda: make_folder(folder),
+        lambda: read_cache(folder, "x.cache"),
+        lambda: write_cache(folder, "x.cache", b"x"),
+    ]
+
+
+def test_a_sidecar_of_another_file_is_refused(graph: GraphFile, folder: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    shutil.copy(folder / plan.file, folder / "other.plan")
+    shutil.copy(folder / f"{plan.file}.json", folder / "other.plan.json")
+    plans, problems = sidecars(folder)
+    assert plans == [plan]
+    assert problems == [
+        (
+            f"{folder}/other.plan.json is the sidecar of {plan.file}, not of other.plan; "
+            "build it again: milnce build BUNDLE --force"
+        )
+    ]
+
+
+def test_a_huge_sidecar_is_not_read(graph: GraphFile, folder: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    with (folder / f"{plan.file}.json").open("r+b") as file:
+        file.truncate(2**40)
+    assert "is larger than 1048576 bytes, so it is no sidecar" in sidecars(folder)[1][0]
+
+
+def test_writing_replaces_and_leaves_no_other_file(graph: GraphFile, folder: Path) -> None:
+    write_plan(folder, DATA, make_sidecar(graph))
+    plan = write_plan(folder, DATA[::-1], make_sidecar(graph, build_s=9))
+    assert read_plan(folder, plan) == DATA[::-1]
+    assert names_in(folder) == [plan.file, f"{plan.file}.json"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "rename"])
+def test_a_write_that_fails_leaves_nothing_half_written(
+    failing: str, graph: GraphFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = write_plan(folder, DATA, make_sidecar(graph))
+    count = 0
+
+    def fail(*_: object, **__: object) -> None:
+        nonlocal count
+        count += 1
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    if failing == "rename":
+        monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(
+        OutputError, match=r"plans cannot be written to .*plans: No space left on device; choose another"
+    ):
+        write_plan(folder, DATA[::-1], make_sidecar(graph))
+    assert count == 1
+    assert not [name for name in names_in(folder) if name.startswith(".")]
+    if failing == "fsync":  # before anything was touched
+        assert read_plan(folder, old) == DATA
+        assert sidecars(folder)[0] == [old]
+    else:  # the old plan is there without a sidecar, and is not loaded
+        assert sidecars(folder)[0] == []
+
+
+def test_an_interrupted_write_leaves_no_temporary_file(
+    graph: GraphFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_plan(folder, DATA, make_sidecar(graph))
+    assert names_in(folder) == []
+
+
+def test_between_two_renames_no_plan_lies_beside_another_ones_sidecar(
+    graph: GraphFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan(folder, DATA, make_sidecar(graph))
+    seen: list[list[str]] = []
+    rename = Path.rename
+
+    def spy(self: Path, target: Path) -> Path:
+        seen.append(sorted(name for name in names_in(folder) if name.endswith(".json")))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", spy)
+    write_plan(folder, DATA[::-1], make_sidecar(graph))
+    assert seen == [[], []]
+
+
+def test_a_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    assert make_folder(tmp_path / "a" / "plans") is True
+    assert make_folder(tmp_path / "a" / "plans") is False
+    assert stat.S_IMODE((tmp_path / "a" / "plans").stat().st_mode) == 0o700
+    assert names_in(tmp_path / "a" / "plans") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"plans cannot be written to .*file: File exists; choose another folder"):
+        make_folder(tmp_path / "file")
+
+
+def test_a_cache_comes_back_and_a_damaged_one_does_not(folder: Path) -> None:
+    make_folder(folder)
+    assert read_cache(folder, "t.cache") is None
+    write_cache(folder, "t.cache", DATA)
+    assert read_cache(folder, "t.cache") == DATA
+    assert names_in(folder) == ["t.cache"]
+    path = folder / "t.cache"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[100] ^= 1
+    for damaged in (b"", whole[:10], whole[:-1], bytes(flipped), whole + b"x"):
+        path.write_bytes(damaged)
+        with pytest.warns(MilnceWarning, match=r"t\.cache is damaged and not used; a new one is begun"):
+            assert read_cache(folder, "t.cache") is None
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(MilnceWarning, match=r"a cache is not used: .*cannot be read \(Is a directory\)"):
+        assert read_cache(folder, "t.cache") is None
