@@ -122,6 +122,8 @@ def test_it_is_a_sound_graph_of_opset_17(lowered: dict[tuple[str, str], bytes], 
     assert [(item.domain, item.version) for item in proto.opset_import] == [("", 17)]
     assert proto.ir_version == 8  # ONNX 1.12's, which TensorRT 8.5 was built with
     onnx.checker.check_model(proto, full_check=True)
+    said = {value.name for value in (*proto.graph.value_info, *proto.graph.output)}
+    assert {name for node in proto.graph.node for name in node.output} == said
 
 
 @pytest.mark.parametrize("key", GRAPHS)
