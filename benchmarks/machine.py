@@ -46,7 +46,10 @@ def _version(name: str) -> str | None:
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parent)  # noqa: S603
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parent)  # noqa: S603
+    except OSError:  # no git: a checkout that was copied here
+        return "unknown"
     return result.stdout.strip() or "unknown"
 
 

@@ -1,0 +1,95 @@
+"""A whole process with a simulated GPU and libraries over it, so that what needs a GPU can be tried without one.
+
+A process whose PYTHONPATH begins with `SITE`, and then has `tests`, starts with everything in place: the CUDA binding,
+and what MILNCE_FAKES names of tensorrt, tensorrt_lean and onnxruntime. Nothing in milnce or in benchmarks knows of it. With
+MILNCE_FAKES_VIOLATIONS what the simulation finds wrong, and what was never freed, is appended to that file at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+import pytest
+
+from helpers import fake_cuda, fake_onnxruntime, fake_tensorrt
+from helpers.fake_plans import write_fake_plan
+from milnce_convert.plan import BuiltPlan, PlanOptions, chosen_graphs
+from milnce_convert.plan_profiles import make_profiles
+
+if TYPE_CHECKING:
+    from helpers.fake_cuda import FakeCuda
+    from milnce.bundle import Bundle
+
+SITE = Path(__file__).parent / "gpu_fakes_site"
+FAKES, VIOLATIONS = "MILNCE_FAKES", "MILNCE_FAKES_VIOLATIONS"
+GPU = fake_cuda.FakeGpu(name="NVIDIA Simulated", total_bytes=512 << 20)
+
+
+def environment(*libraries: str, violations: Path | None = None) -> dict[str, str]:
+    """Return what the environment of such a process needs beside what it has."""
+    root = Path(__file__).parents[2]
+    paths = [SITE, *(root / name for name in ("tests", "runtime", "convert"))]
+    found = {FAKES: ",".join(libraries), "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    return found if violations is None else {**found, VIOLATIONS: str(violations)}
+
+
+def install() -> FakeCuda | None:
+    """Put the simulation in place for the life of this process, if the environment asks for it."""
+    if FAKES not in os.environ:
+        return None
+    patch = pytest.MonkeyPatch()
+    fake = fake_cuda.install(patch, policy="lazy", gpus=[GPU])
+    patch.setattr("milnce.backends.selection._driver_problem", lambda: None)
+    patch.setattr("milnce.plans.find_spec", lambda _: None)  # what is really installed here
+    libraries = os.environ[FAKES].split(",")
+    for name in ("tensorrt", "tensorrt_lean", "tensorrt_rtx"):
+        if name in libraries:
+            fake_tensorrt.install(patch, fake, name)
+        else:
+            patch.setitem(sys.modules, name, None)  # as if it were not installed
+    if "tensorrt" in libraries:
+        patch.setattr("milnce_convert.plan.build_plans", partial(_build_plans, fake))
+    if "onnxruntime" in libraries:
+        _install_onnxruntime(patch, fake)
+    if VIOLATIONS in os.environ:
+        atexit.register(_report, fake, Path(os.environ[VIOLATIONS]))
+    return fake
+
+
+def _install_onnxruntime(patch: pytest.MonkeyPatch, fake: FakeCuda) -> None:
+    """Give ONNX Runtime a CUDA provider, and leave its CPU provider as it is."""
+    real = onnxruntime.InferenceSession
+    simulated = fake_onnxruntime.install(patch, fake)
+
+    def session(model: bytes, options: Any = None, *, providers: list[Any], **others: Any) -> Any:  # noqa: ANN401
+        kind = real if providers == [fake_onnxruntime.CPU] else simulated
+        return kind(model, options, providers=providers, **others)
+
+    patch.setattr(onnxruntime, "InferenceSession", session)
+
+
+def _build_plans(
+    fake: FakeCuda, bundle: Bundle, folder: Path, options: PlanOptions | None = None, **_: object
+) -> list[BuiltPlan]:
+    """Write plans for the simulated TensorRT, of the graphs and sizes that the options ask for."""
+    options = options or PlanOptions()
+    built = []
+    for graph in chosen_graphs(bundle, options):
+        profiles = make_profiles(graph, bundle.manifest, options.sizes)
+        compatible = options.settings.version_compatible
+        plan = write_fake_plan(bundle, graph, fake, profiles=profiles, folder=folder, version_compatible=compatible)
+        built.append(BuiltPlan(plan, kept=False))
+    return built
+
+
+def _report(fake: FakeCuda, path: Path) -> None:
+    fake.finish()
+    lines = [*fake.violations, *(f"{count} {name} never freed" for name, count in fake.leaks().items())]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
