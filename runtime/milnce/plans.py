@@ -163,13 +163,18 @@ def build_command(folder: Path, graph: GraphFile) -> str:
 def _import_libraries() -> tuple[tuple[Library, ...], tuple[str, ...]]:
     found, problems = [], []
     for name in LIBRARIES:
-        if name not in sys.modules and find_spec(name) is None:
+        if not _is_installed(name):
             continue
         try:
             found.append(Library(name, str(import_module(name).__version__)))
         except Exception as error:  # noqa: BLE001 - a broken installation may raise anything; all of it is reported
             problems.append(f"{name} is installed but does not load ({error}); reinstall it: {_INSTALL[name]}")
     return tuple(found), tuple(problems)
+
+
+def _is_installed(name: str) -> bool:
+    # None in sys.modules is how an import is refused.
+    return sys.modules[name] is not None if name in sys.modules else find_spec(name) is not None
 
 
 def _graph_key(value: Plan | GraphFile) -> tuple[str, str, str]:

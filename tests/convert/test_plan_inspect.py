@@ -1,0 +1,248 @@
+"""What a network or an engine says of its precision, in the words of every TensorRT, and what is refused for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from milnce.errors import PlanBuildError
+from milnce.manifest import GraphFile
+from milnce.specs import Dimension, TensorSpec
+from milnce_convert.plan_inspect import (
+    CONVOLUTION,
+    MULTIPLICATION,
+    Inspection,
+    Layer,
+    check,
+    check_size,
+    engine_layers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The tensor of a layer, as each generation describes it.
+HALF = {
+    "8.5": {"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"},
+    "10": {"Format/Datatype": "Half"},
+    "11": {"Format": "Channel major half format (kDHWC8)", "DataType": "Half"},
+}
+FLOAT = {
+    "8.5": {"Format/Datatype": "Row major linear FP32"},
+    "10": {"Format/Datatype": "Float"},
+    "11": {"Format": "Row major linear FP32 format (kLINEAR)", "DataType": "Float"},
+}
+GENERATIONS = tuple(HALF)
+
+TENSORS = {"video": "uint8", "video_embedding": "float32"}
+GRAPH = GraphFile(
+    "video",
+    "uint8",
+    "fp16",
+    "v.onnx",
+    "0" * 64,
+    1000,
+    20,
+    (TensorSpec("video", "uint8", (Dimension.fixed(1),)),),
+    (TensorSpec("video_embedding", "float32", (Dimension.fixed(1),)),),
+)
+
+
+def document(layers: Sequence[object], **others: object) -> str:
+    return json.dumps({"Layers": layers, **others})
+
+
+def convolution(dtype: dict[str, str], shape: Sequence[int] = (8, 64, 16, 56, 56), **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    tensor = {"Name": "in", "Location": "Device", "Dimensions": list(shape), **dtype}
+    return {
+        "Name": "node_Conv_6 + node_Relu_5",
+        "LayerType": "CaskConvolution",
+        "Inputs": [tensor],
+        "Outputs": [{**tensor, "Name": "out"}],
+        "ParameterType": "Convolution",
+        "Kernel": [1, 3, 3],
+        "TacticName": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32",
+        **fields,
+    }
+
+
+def inspection(*layers: Layer, source: str = "engine") -> Inspection:
+    return Inspection(source, TENSORS, layers)
+
+
+def layer(dtype: str | None, *, kind: str = CONVOLUTION, on_maps: bool = True, name: str = "c") -> Layer:
+    return Layer(name, kind, dtype, on_maps)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_convolutions_are_read_in_the_words_of_each_version(generation: str) -> None:
+    reformat = {
+        "Name": "Reformatting CopyNode",
+        "LayerType": "Reformat",
+        "Inputs": [{"Name": "x", **FLOAT[generation]}],
+    }
+    gate = convolution(FLOAT[generation], (8, 64, 16, 1, 1), Name="node_Conv_8")
+    matrix = {"Name": "fc", "LayerType": "gemm", "Inputs": [{"Name": "x", "Dimensions": [8, 1024], **HALF[generation]}]}
+    text = document([reformat, convolution(HALF[generation]), gate, matrix], Bindings=["video", "video_embedding"])
+    assert engine_layers(text) == [
+        Layer("node_Conv_6 + node_Relu_5", CONVOLUTION, "float16", on_maps=True),
+        Layer("node_Conv_8", CONVOLUTION, "float32", on_maps=False),
+        Layer("fc", MULTIPLICATION, "float16", on_maps=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "dtype"),
+    [
+        ("Row major linear FP32", "float32"),
+        ("Row major linear FP16 format", "float16"),
+        ("Two wide channel vectorized row major FP16 format", "float16"),
+        ("Thirty-two wide channel vectorized row major Int8 format", "int8"),
+        ("Row major linear INT8 format", "int8"),
+        ("Row major linear UInt8 format", "uint8"),
+        ("Float", "float32"),
+        ("Half", "float16"),
+        ("BFloat16", "bfloat16"),
+        ("BF16", "bfloat16"),
+        ("Int64", "int64"),
+        ("Int32", "int32"),
+        ("Bool", "bool"),
+        ("FP8", None),
+        ("Float8", None),
+        ("N/A due to dynamic shapes", None),
+        ("", None),
+    ],
+)
+def test_dtypes_are_read_from_words(said: str, dtype: str | None) -> None:
+    (found,) = engine_layers(document([convolution({"Format/Datatype": said})]))
+    assert found.dtype == dtype
+
+
+def test_version_11_says_the_dtype_beside_the_format_and_the_dtype_counts() -> None:
+    tensor = {"Format": "Row major linear FP32 format (kLINEAR)", "DataType": "Half"}
+    assert engine_layers(document([convolution(tensor)]))[0].dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("shape", "on_maps"),
+    [
+        ([8, 64, 16, 56, 56], True),
+        ([1, 64, 1, 7, 7], True),
+        ([8, 64, -1, -1, -1], True),
+        ([8, 64, 16, 1, 1], False),
+        ([1, 64, 16, 1, 1], False),
+        ([8, 16, 1, 1, 64], False),  # the axes of a gate, permuted
+        ([8, 1024], False),
+        ([], False),
+    ],
+)
+def test_gates_are_told_from_convolutions_over_pictures(shape: list[int], on_maps: bool) -> None:
+    (found,) = engine_layers(document([convolution(HALF["10"], shape)]))
+    assert found.on_maps is on_maps
+
+
+def test_layers_that_say_nothing_are_passed_over() -> None:
+    entries = ["node_Conv_6 + node_Relu_5", {"Name": "x"}, convolution(HALF["10"], Inputs=[]), {"LayerType": None}]
+    assert engine_layers(document(entries)) == []
+    fused = {"Name": "{ForeignNode[video_cast...node_linear_37_6]}", "LayerType": "Myelin", "Inputs": [], "Outputs": []}
+    assert engine_layers(document([fused])) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "[]", "{}", '{"Layers": 5}', '{"Layers": [{"Inputs": [5], "LayerType": "conv"}]}']
+)
+def test_a_description_that_cannot_be_read_is_no_proof_of_precision(text: str) -> None:
+    with pytest.raises(PlanBuildError, match=r"description of the engine cannot be read \(.*precision is not known"):
+        engine_layers(text)
+
+
+def test_an_fp16_plan_may_keep_its_gates_and_projections_in_fp32() -> None:
+    gate, fc = layer("float32", on_maps=False), layer("float32", kind=MULTIPLICATION, on_maps=False)
+    check(inspection(layer("float16"), gate, fc), GRAPH, int64=True)
+    text = replace(GRAPH, module="text", input_form="tokens")
+    check(inspection(layer("float16", kind=MULTIPLICATION, on_maps=False), fc), text, int64=True)
+
+
+@pytest.mark.parametrize("source", ["network", "engine"])
+def test_an_fp16_plan_with_fp32_convolutions_is_refused(source: str) -> None:
+    wrong = [layer("float32", name=f"conv_{index}") for index in range(4)]
+    with pytest.raises(PlanBuildError) as caught:
+        check(inspection(layer("float16"), *wrong, layer(None), source=source), GRAPH, int64=True)
+    assert str(caught.value) == (
+        f"the {source} built from video uint8 fp16 (v.onnx) does not compute in float16: of 5 layers it has "
+        "4 convolutions in float32 (conv_0, conv_1, conv_2, ...). Nothing was kept; export the bundle again, or ask "
+        "for the precision it has"
+    )
+
+
+def test_an_fp16_plan_without_a_layer_in_fp16_is_refused() -> None:
+    only = layer("float32", kind=MULTIPLICATION, on_maps=False)
+    with pytest.raises(PlanBuildError, match=r"computes nothing in float16: its 1 layers are in float32"):
+        check(inspection(only), GRAPH, int64=True)
+
+
+@pytest.mark.parametrize("on_maps", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_fp32_plan_is_fp32_in_every_layer(dtype: str, on_maps: bool) -> None:
+    graph = replace(GRAPH, precision="fp32")
+    check(inspection(layer("float32"), layer("float32", on_maps=False)), graph, int64=True)
+    with pytest.raises(
+        PlanBuildError, match=f"does not compute in float32: of 2 layers it has 1 convolutions in {dtype}"
+    ):
+        check(inspection(layer("float32"), layer(dtype, on_maps=on_maps)), graph, int64=True)
+
+
+def test_an_engine_whose_layers_cannot_be_seen_is_held_to_its_tensors_alone() -> None:
+    check(inspection(), GRAPH, int64=True)
+    check(inspection(layer(None)), GRAPH, int64=True)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "listed"),
+    [
+        ({}, "none"),
+        ({"video": "uint8"}, "video uint8"),
+        ({"video": "float32", "video_embedding": "float32"}, "video float32, video_embedding float32"),
+        ({"video": "uint8", "video_embedding": "float16"}, "video uint8, video_embedding float16"),
+        ({**TENSORS, "more": "float32"}, "video uint8, video_embedding float32, more float32"),
+    ],
+)
+def test_inputs_and_outputs_are_those_of_the_graph(tensors: dict[str, str], listed: str) -> None:
+    with pytest.raises(PlanBuildError) as caught:
+        check(Inspection("engine", tensors, [layer("float16")]), GRAPH, int64=True)
+    assert str(caught.value) == (
+        f"the engine built from video uint8 fp16 (v.onnx) has the inputs and outputs {listed}; "
+        "video uint8, video_embedding float32 expected. Export the bundle again"
+    )
+
+
+def test_ids_are_int32_where_there_is_no_int64() -> None:
+    tokens = replace(GRAPH, inputs=(TensorSpec("tokens", "int64", (Dimension.fixed(1),)),))
+    old = Inspection("engine", {"tokens": "int32", "video_embedding": "float32"}, [layer("float16")])
+    check(old, tokens, int64=False)
+    with pytest.raises(PlanBuildError, match="tokens int32, video_embedding float32; tokens int64, "):
+        check(old, tokens, int64=True)
+
+
+def test_a_plan_without_its_weights_is_refused() -> None:
+    check_size(500, GRAPH)
+    with pytest.raises(PlanBuildError, match=r"has 499 bytes and the graph 1000, so its weights are not in it"):
+        check_size(499, GRAPH)
+
+
+def test_the_record_counts_layers_by_kind_and_dtype() -> None:
+    found = inspection(
+        layer("float16"), layer("float16"), layer("float32", on_maps=False), layer(None, kind=MULTIPLICATION)
+    )
+    assert found.to_json() == {
+        "source": "engine",
+        "tensors": TENSORS,
+        "layers": {
+            "convolution": {"float16": 2},
+            "convolution of means": {"float32": 1},
+            "matrix multiplication": {"None": 1},
+        },
+    }
