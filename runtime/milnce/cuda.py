@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from milnce.cuda_binding import failure, load, no_gpu, version
+from milnce.cuda_binding import failure, has_context, load, no_gpu, version
 from milnce.cuda_resources import Capture, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from milnce.errors import CudaError, CudaUnavailableError, DeviceMemoryError, InputError
 
@@ -150,7 +150,11 @@ class Cuda:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make this GPU the calling thread's current device, and put the former one back at the end."""
+        """Make this GPU the calling thread's current device, and put the former one back at the end.
+
+        A former one that nothing in this process uses is not put back: since CUDA 12, cudaSetDevice would make a
+        context there, which takes hundreds of MB. PyTorch does the same (pytorch/pytorch#94864).
+        """
         before = call("cudaGetDevice")
         if before == self.info.index:
             yield
@@ -159,7 +163,8 @@ class Cuda:
         try:
             yield
         finally:
-            call("cudaSetDevice", before)
+            if has_context(before):
+                call("cudaSetDevice", before)
 
     def call(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - each call has types of its own
         """Call a function of the CUDA runtime on this GPU. See `milnce.cuda.call`."""

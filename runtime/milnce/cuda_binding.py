@@ -63,6 +63,17 @@ def load() -> Any:  # noqa: ANN401 - the bindings have no types
     return runtime
 
 
+def has_context(index: int) -> bool:
+    """Whether anything in this process uses a GPU, that is, whether it has its primary context. Asking makes none."""
+    from cuda.bindings import driver  # noqa: PLC0415 - the runtime's own functions cannot tell
+
+    error, device = driver.cuDeviceGet(index)
+    if int(error) != 0:
+        return False
+    error, _, active = driver.cuDevicePrimaryCtxGetState(device)
+    return int(error) == 0 and bool(active)
+
+
 def failure(runtime: Any, name: str, error: Any) -> str:  # noqa: ANN401 - the bindings have no types
     """Say that the call `name` failed with `error` (cudaError_t), in the words of CUDA, and what to do.
 

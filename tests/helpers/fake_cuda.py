@@ -55,6 +55,7 @@ class FakeCuda(CopyCalls):
         violations: what was done wrong, in words.
         memory: its `allocations` and `frees` count by kind ("device", "pinned").
         pageable_copies: how many copies had a host side that was not pinned.
+        contexts: the GPUs that have a primary context; cudaSetDevice makes it.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class FakeCuda(CopyCalls):
             pinned_limit_bytes=pinned_limit_bytes,
             pageable=pageable,
         )
+        self.contexts: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  enums, structs and constants of the real binding
         value = getattr(runtime, name, None)
@@ -148,6 +150,7 @@ class FakeCuda(CopyCalls):
     def cudaSetDevice(self, device: int) -> Result:
         self._gpu(device)
         self._thread.device = int(device)
+        self.contexts.add(int(device))
         return ()
 
     @api(1)
@@ -219,4 +222,5 @@ def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeCuda:  # noq
     """Put simulated GPUs in the place of the CUDA runtime binding of milnce, with the options of `FakeCuda`."""
     fake = FakeCuda(**options)
     monkeypatch.setattr("milnce.cuda.binding", lambda: fake)
+    monkeypatch.setattr("milnce.cuda.has_context", lambda index: index in fake.contexts)
     return fake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import importlib
 import inspect
 import subprocess
 import sys
@@ -435,14 +436,16 @@ def test_what_is_forgotten_is_freed(fake: FakeCuda) -> None:
     assert (cuda.device_bytes, cuda.pinned_bytes) == (0, 0)
 
 
-def test_forgetting_never_raises(fake: FakeCuda, recwarn: pytest.WarningsRecorder) -> None:
+def test_forgetting_never_raises(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
     buffer = Cuda().device_buffer(8)
     pointer = buffer.pointer
     fake.fail("cudaFree", error=Error.cudaErrorIllegalAddress)
     del buffer
     gc.collect()
     assert fake.counts["cudaFree"] == 1
-    assert not recwarn.list
+    assert not raised
     fake.cudaFree(pointer)
 
 
@@ -824,6 +827,45 @@ def test_giving_back_leaves_the_threads_gpu_as_it_was(monkeypatch: pytest.Monkey
         pass
     assert fake.counts["cudaSetDevice"] == before, "nothing to do on the right GPU"
     fake.check()
+
+
+def test_a_gpu_that_nobody_uses_gets_no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, gpus=(FakeGpu(), FakeGpu()))
+    cuda = Cuda(1)
+    with ThreadPoolExecutor(1) as pool:  # a thread that has not used CUDA is on GPU 0, by default
+
+        def work() -> int:
+            with cuda.active():
+                cuda.device_buffer(8).close()
+            return fake.device
+
+        assert pool.submit(work).result() == 1
+    assert fake.contexts == {1}
+    fake.check()
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "expected"),
+    [(0, (0, 0, 1), True), (0, (0, 0, 0), False), (0, (999, None, None), False), (101, (0, 0, 1), False)],
+)
+def test_the_driver_tells_whether_a_gpu_is_used(
+    monkeypatch: pytest.MonkeyPatch, found: int, state: tuple[int | None, ...], expected: bool
+) -> None:
+    class Driver:
+        @staticmethod
+        def cuDeviceGet(index: int) -> tuple[int, int]:  # noqa: N802 - the driver's name
+            return found, index + 40
+
+        @staticmethod
+        def cuDevicePrimaryCtxGetState(device: int) -> tuple[int | None, ...]:  # noqa: N802 - the driver's name
+            assert device == 47
+            return state
+
+    real = importlib.import_module("cuda.bindings.driver")
+    assert len(inspect.signature(real.cuDeviceGet).parameters) == 1
+    assert len(inspect.signature(real.cuDevicePrimaryCtxGetState).parameters) == 1
+    monkeypatch.setattr("cuda.bindings.driver", Driver)
+    assert cuda_binding.has_context(7) is expected
 
 
 # Captured graphs
