@@ -92,12 +92,13 @@ def _run_apart(work: Callable[[], T], stop: Event, *, waits: bool) -> T:
 
     # A daemon, so that a build that cannot be stopped does not keep the process from ending.
     thread = Thread(target=target, name="milnce-build", daemon=True)
-    thread.start()
     try:
+        # Inside, since Ctrl-C may come while it starts. Work that finds itself stopped from the first does nothing.
+        thread.start()
         return outcome.result()
     finally:
         stop.set()
-        if waits:
+        if waits and thread.is_alive():
             thread.join()
 
 
@@ -118,6 +119,7 @@ class _Build:
 
     def run(self, model: bytes, timing_cache: bytes | None, progress: Progress | None) -> BuiltEngine:
         began_s = time.monotonic()
+        self._require_going()
         if self.toolkit.gpu is not None:
             Cuda(self.toolkit.gpu.index).activate()
         self.toolkit.logger.errors.clear()

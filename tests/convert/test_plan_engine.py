@@ -1,0 +1,367 @@
+"""One graph into one plan with stand-ins for TensorRT 8.5, 10 and 11: what the builder is told, and how it fails."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+
+from helpers import fake_builder, fake_cuda, fake_tensorrt
+from helpers.fake_builder_network import HardwareCompatibilityLevel, ProfilingVerbosity
+from helpers.fake_cuda import FakeGpu
+from helpers.tiny_bundle import write_tiny_bundle
+from milnce.bundle import Bundle
+from milnce.errors import MilnceWarning, PlanBuildError
+from milnce_convert.plan_engine import build_engine
+from milnce_convert.plan_module import choose_toolkit
+from milnce_convert.plan_profiles import PlanSizes, Span, make_profiles
+from milnce_convert.plan_settings import BuilderSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helpers.fake_builder import FakeBuilder
+    from milnce_convert.plan_engine import BuiltEngine
+
+    Make = Callable[..., "Bench"]
+
+GENERATIONS = ("8.5", "10", "11")
+VERSIONS = {"8.5": "8.5.3.1", "10": "10.13.3.9", "11": "11.1.0.106"}
+VIDEO = "video uint8 fp16 (video-uint8-fp16.onnx)"
+
+
+class Bench:
+    """A stand-in's toolkit, and its records."""
+
+    def __init__(self, bundle: Bundle, fake: FakeBuilder, cuda: fake_cuda.FakeCuda, device: int) -> None:
+        self.bundle, self.fake, self.cuda = bundle, fake, cuda
+        self.toolkit = choose_toolkit(device=device)
+
+    def build(
+        self,
+        *,
+        module: str = "video",
+        precision: str = "fp16",
+        settings: BuilderSettings | None = None,
+        **options: Any,  # noqa: ANN401 - of build_engine
+    ) -> BuiltEngine:
+        """Build a graph of the tiny bundle, for two batch sizes of clips or one of sentences."""
+        graph = self.bundle.graph(module, precision=precision)
+        sizes = PlanSizes(batch=(Span.fixed(1), Span.fixed(4)), text_batch=(Span.fixed(2),))
+        profiles = make_profiles(graph, self.bundle.manifest, sizes)
+        model = self.bundle.read(graph)
+        return build_engine(self.toolkit, graph, model, profiles, settings or BuilderSettings(), **options)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Return the tiny bundle."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    write_tiny_bundle(path)
+    return Bundle.open(path)
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, tiny: Bundle) -> Make:
+    """Return a function that puts a generation of TensorRT in place."""
+
+    def place(generation: Any = "11", *, device: int = 0) -> Bench:  # noqa: ANN401 - a literal
+        cuda = fake_cuda.install(monkeypatch, gpus=[FakeGpu(name="NVIDIA H200")] * 2)
+        flavour: Any = "8.5" if generation == "8.5" else "10"
+        module = fake_tensorrt.install(monkeypatch, cuda, "tensorrt", flavour=flavour, version=VERSIONS[generation])
+        return Bench(tiny, fake_builder.add(module, generation), cuda, device)
+
+    return place
+
+
+# What the builder is told.
+
+
+@pytest.mark.parametrize(("generation", "flags"), [("10", 0b11), ("11", 0b1)])
+def test_strong_typing_is_asked_for_and_no_precision_flag(generation: str, flags: int, make: Make) -> None:
+    bench = make(generation)
+    built = bench.build()
+    (network,), (config,) = bench.fake.networks, bench.fake.configs
+    assert network.flags == flags
+    assert config.flags == set()
+    assert config.profiling_verbosity is ProfilingVerbosity.DETAILED
+    assert config.profiles == [{"video": ((n, 4, 32, 32, 3),) * 3} for n in (1, 4)]
+    assert {layer.precision for layer in network.layers} == {None}
+    assert [inspection.source for inspection in built.inspections] == ["network", "engine"]
+    for inspection in built.inspections:
+        assert inspection.to_json()["layers"] == {
+            "convolution": {"float16": 1},
+            "matrix multiplication": {"float32": 2},
+        }
+    assert built.build_s > 0
+
+
+def test_8_5_gets_opset_17_and_the_dtypes_of_the_graph_layer_by_layer(make: Make) -> None:
+    bench = make("8.5")
+    built = bench.build()
+    (network,), (config,) = bench.fake.networks, bench.fake.configs
+    assert [entry.version for entry in onnx.ModelProto.FromString(network.onnx).opset_import] == [17]
+    assert network.flags == 1
+    assert config.flags == {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    half, single = bench.fake.trt.DataType.HALF, bench.fake.trt.DataType.FLOAT
+    told = {layer.outputs[0].name: (layer.precision, layer.output_types.get(0)) for layer in network.layers}
+    assert told["stem"] == (half, half)
+    assert told["stem_relu"] == (half, half)
+    assert told["mean"] == (single, single)
+    assert told["mixed_5c"] == told["video_embedding"] == (single, single)
+    assert told["float"] == (None, single)  # from uint8
+    assert told["pixels_cast"] == (None, half)
+    assert told["stem_relu_cast"] == (None, single)
+    # The layers that the parser adds for a Gemm compute in what they are given; its constants compute nothing.
+    unnamed = {name: value for name, value in told.items() if name.startswith("(Unnamed")}
+    assert list(unnamed.values()) == [(single, single)] * 2
+    constants = [layer for layer in network.layers if layer.type.name == "CONSTANT"]
+    assert [(layer.precision, layer.output_types) for layer in constants] == [(None, {})] * 2
+    assert [inspection.source for inspection in built.inspections] == ["engine"]
+    assert built.inspections[0].to_json()["layers"]["convolution"] == {"float16": 1}
+
+
+def test_8_5_builds_fp32_without_the_flag_and_ids_in_int32(make: Make) -> None:
+    bench = make("8.5")
+    bench.build(precision="fp32")
+    assert bench.fake.configs[0].flags == set()
+    assert {layer.precision for layer in bench.fake.networks[0].layers} == {None}
+    text = bench.build(module="text")
+    assert text.inspections[0].tensors == {"tokens": "int32", "text_embedding": "float32"}
+
+
+@pytest.mark.parametrize("generation", ["10", "11"])
+def test_ids_stay_int64_where_there_is_int64(generation: str, make: Make) -> None:
+    built = make(generation).build(module="text")
+    assert [inspection.tensors["tokens"] for inspection in built.inspections] == ["int64", "int64"]
+
+
+def test_settings_reach_the_builder(make: Make) -> None:
+    bench = make("10")
+    bench.build(
+        settings=BuilderSettings(
+            workspace_bytes=10**9,
+            optimization_level=5,
+            hardware_compatibility="same-compute-capability",
+            version_compatible=True,
+            tf32=True,
+            tactic_sources=("CUDNN", "JIT_CONVOLUTIONS"),
+        )
+    )
+    (config,) = bench.fake.configs
+    assert config.pools == {"WORKSPACE": 10**9}
+    assert config.builder_optimization_level == 5
+    assert config.hardware_compatibility_level is HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    # The lean runtime stays in the plan: without it no other version could run it.
+    assert config.flags == {"TF32", "VERSION_COMPATIBLE"}
+    assert config.tactics == 0b10100
+
+
+def test_settings_left_out_leave_the_library_its_own(make: Make) -> None:
+    bench = make("10")
+    bench.build()
+    (config,) = bench.fake.configs
+    assert (config.pools, config.tactics, config.builder_optimization_level) == ({}, None, 3)
+    assert config.hardware_compatibility_level is HardwareCompatibilityLevel.NONE
+
+
+def test_the_build_runs_on_the_chosen_gpu(make: Make) -> None:
+    bench = make("11", device=1)
+    seen: list[tuple[int, str]] = []
+    bench.fake.before_build = lambda _: seen.append((bench.cuda.device, threading.current_thread().name))
+    bench.build()
+    assert seen == [(1, "milnce-build")]
+
+
+# What was built is not believed.
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_plan_that_says_fp16_and_holds_fp32_convolutions_is_refused(generation: str, make: Make) -> None:
+    bench = make(generation)
+    bench.fake.ignores_precision = True
+    with pytest.raises(PlanBuildError, match=rf"^the engine built from {VIDEO[:16]}.* does not compute in float16: "):
+        bench.build()
+
+
+def test_an_engine_that_does_not_describe_itself_is_refused(make: Make) -> None:
+    bench = make()
+    bench.fake.describes = "unknown"
+    with pytest.raises(PlanBuildError, match="description of the engine cannot be read"):
+        bench.build()
+
+
+def test_an_engine_with_too_few_profiles_is_refused(make: Make) -> None:
+    bench = make()
+    bench.fake.before_build = lambda config: config.profiles.pop()
+    with pytest.raises(PlanBuildError, match=r"^tensorrt 11\.1\.0\.106 built 1 profiles of 2 for video uint8 fp16"):
+        bench.build()
+
+
+def test_a_plan_that_does_not_load_again_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make()
+
+    def refuse(runtime: Any, data: bytes) -> None:  # noqa: ANN401, ARG001 - the binding's
+        runtime.logger.log(bench.fake.trt.ILogger.ERROR, "Magic tag does not match")
+
+    monkeypatch.setattr(bench.fake.trt.Runtime, "deserialize_cuda_engine", refuse)
+    with pytest.raises(PlanBuildError, match=r"and then cannot load, video uint8 .*\n  - Magic tag does not match$"):
+        bench.build()
+
+
+def test_a_version_compatible_plan_may_bring_its_runtime_when_it_is_inspected(make: Make) -> None:
+    built = make("11").build(settings=BuilderSettings(version_compatible=True))
+    assert len(built.inspections) == 2
+
+
+def test_the_network_is_checked_before_minutes_of_building(make: Make) -> None:
+    bench = make()
+    graph = bench.bundle.graph("video", precision="fp16")
+    bench.fake.before_build = lambda _: pytest.fail("it was built")
+    profiles = make_profiles(graph, bench.bundle.manifest, PlanSizes())
+    with pytest.raises(PlanBuildError, match=r"^the network built from .* does not compute in float16"):
+        build_engine(bench.toolkit, graph, bench.bundle.read(bench.bundle.graph("video")), profiles, BuilderSettings())
+
+
+# Failures.
+
+
+def test_the_parsers_errors_name_node_and_operator(make: Make) -> None:
+    bench = make("11")
+    text = "Invalid Node - mul\nElementWiseOperation PROD must have same input types"
+    bench.fake.parser_errors = (("mul", "Mul", text), ("", "Foo", "Plugin not found"))
+    with pytest.raises(PlanBuildError) as caught:
+        bench.build()
+    assert str(caught.value) == (
+        f"tensorrt 11.1.0.106 cannot parse {VIDEO}:\n"
+        "  - node mul (Mul): ElementWiseOperation PROD must have same input types\n"
+        "  - node 1 (Foo): Plugin not found\n"
+        "TensorRT takes what `milnce export` writes: export the bundle again with this release"
+    )
+
+
+def test_8_5_knows_a_nodes_number_alone(make: Make) -> None:
+    bench = make("8.5")
+    bench.fake.parser_errors = (("mul", "Mul", "unsupported"),)
+    with pytest.raises(PlanBuildError, match=r"cannot parse video uint8 .*\n  - node 0: unsupported\n"):
+        bench.build()
+
+
+def test_a_failed_build_has_the_error_lines_of_the_log(make: Make) -> None:
+    bench = make()
+    bench.fake.fails = "Error Code 10: Could not find any implementation for node {conv}"
+    with pytest.raises(PlanBuildError) as caught:
+        bench.build()
+    assert str(caught.value) == (
+        f"tensorrt 11.1.0.106 cannot build {VIDEO}:\n"
+        "  - IBuilder::buildSerializedNetwork: Error Code 10: Could not find any implementation for node {conv}\n"
+        "More is in its log: milnce --debug build, logger milnce.tensorrt"
+    )
+    # The lines of one build are not those of the next.
+    bench.fake.fails = "Error Code 2: OutOfMemory"
+    with pytest.raises(PlanBuildError) as again:
+        bench.build()
+    assert "Error Code 10" not in str(again.value)
+
+
+def test_a_profile_that_the_library_refuses_is_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make()
+    monkeypatch.setattr("helpers.fake_builder_network.Config.add_optimization_profile", lambda *_: -1)
+    with pytest.raises(PlanBuildError, match=r"does not take the profile \{'video': .* of video uint8 .*: it gives no"):
+        bench.build()
+
+
+def test_tensorrts_messages_go_to_its_logger(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    bench = make()
+    bench.fake.fails = "no luck"
+    with caplog.at_level("DEBUG", logger="milnce.tensorrt"), pytest.raises(PlanBuildError):
+        bench.build()
+    assert ("milnce.tensorrt", "IBuilder::buildSerializedNetwork: no luck") in [
+        (record.name, record.getMessage()) for record in caplog.records
+    ]
+
+
+# Timing caches.
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_timings_are_kept_and_used_again(generation: str, make: Make) -> None:
+    bench = make(generation)
+    first = bench.build().timing_cache
+    assert first == f"timings of {VERSIONS[generation]} and one more build".encode()
+    second = bench.build(timing_cache=first).timing_cache
+    assert second == first + b" and one more build"
+
+
+@pytest.mark.parametrize("foreign", [b"other version's timings", b"garbage"])
+def test_timings_that_the_library_does_not_take_are_begun_anew(foreign: bytes, make: Make) -> None:
+    bench = make()
+    with pytest.warns(MilnceWarning, match=r"^tensorrt 11\.1\.0\.106 does not take the timing cache of earlier "):
+        built = bench.build(timing_cache=foreign)
+    assert built.timing_cache == b"timings of 11.1.0.106 and one more build"
+
+
+# Progress, and stopping.
+
+
+def test_progress_rises_to_the_end(make: Make) -> None:
+    seen: list[tuple[str, float | None]] = []
+    make().build(progress=lambda what, done: seen.append((what, done)))
+    numbers = [done for _, done in seen if done is not None]
+    assert {what for what, _ in seen} == {VIDEO}
+    assert numbers == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
+
+
+def test_without_a_monitor_progress_says_what_is_built(make: Make) -> None:
+    seen: list[tuple[str, float | None]] = []
+    make("8.5").build(progress=lambda what, done: seen.append((what, done)))
+    assert seen == [(VIDEO, None)]
+
+
+def test_a_progress_callback_that_fails_stops_the_build_and_is_raised(make: Make) -> None:
+    def fail(_: str, done: float | None) -> None:
+        if done and done > 0.3:
+            raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        make().build(progress=fail)
+
+
+def test_ctrl_c_stops_the_build_at_its_next_step_and_waits_for_it(make: Make) -> None:
+    bench = make()
+    seen: list[float] = []
+
+    def interrupt(_: str, done: float | None) -> None:
+        seen.append(done or 0.0)
+        if done == 0.25:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.3)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.build(progress=interrupt)
+    assert seen == [0.0, 0.125, 0.25]
+    assert not [thread for thread in threading.enumerate() if thread.name == "milnce-build"]
+
+
+def test_ctrl_c_does_not_wait_for_a_build_that_cannot_be_stopped(make: Make) -> None:
+    bench, release = make("8.5"), threading.Event()
+
+    def hang(_: object) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        release.wait(30)
+
+    bench.fake.before_build = hang
+    began_s = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench.build()
+        assert time.monotonic() - began_s < 10
+        (left,) = [thread for thread in threading.enumerate() if thread.name == "milnce-build"]
+        assert left.daemon
+    finally:
+        release.set()
+    left.join(10)
