@@ -262,13 +262,10 @@ def _order(cuda: Cuda, stream: Stream, producer: int) -> None:
 
 def _dlpack_device(value: Any) -> tuple[int | None, int]:  # noqa: ANN401 - anything may be asked
     """Return (kind of device, index) as DLPack numbers them; the kind is None if `value` does not say."""
-    ask = getattr(value, "__dlpack_device__", None)
-    if not callable(ask):
-        return None, 0
     try:
-        kind, index = ask()
+        kind, index = value.__dlpack_device__()
         return int(kind), int(index)
-    except Exception:  # noqa: BLE001 - an array over several devices, or a class in place of an array
+    except Exception:  # noqa: BLE001 - it has none, lies on several devices, or is a class and no array
         return None, 0
 
 

@@ -1,11 +1,7 @@
-"""Arrays of other libraries on the GPU: which are taken, after which streams, and which are refused with what words.
-
-The producers stand in for PyTorch, CuPy, PyCUDA and Numba: they export what those export, over simulated device memory.
-"""
+"""Arrays of other libraries on the GPU: which are taken, and after which streams; and what is handed out."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -14,16 +10,17 @@ import numpy as np
 import pytest
 from cuda.bindings import runtime
 
+from helpers.device_producers import Exported, Interface, interface, numbers
 from helpers.fake_cuda import FakeCuda, FakeGpu, install, reads, writes
 from milnce import dlpack
 from milnce.cuda import Cuda
 from milnce.device_arrays import DeviceArray, as_device_array, is_device_array
-from milnce.errors import CudaError, InputError
+from milnce.errors import (
+    InputError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
 
     from milnce.cuda import Stream
 
@@ -37,50 +34,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     yield fake
     gc.collect()
     fake.check()
-
-
-class Interface:
-    """Something with a `__cuda_array_interface__`."""
-
-    def __init__(self, **fields: object) -> None:
-        self.__cuda_array_interface__: Any = {"version": 3, "strides": None, "stream": None, **fields}
-
-
-class Exported:
-    """Something with `__dlpack__`, as PyTorch has it: its own stream is waited for when the array is exported.
-
-    The capsule is NumPy's, over the simulated device memory.
-    """
-
-    def __init__(self, fake: FakeCuda, array: NDArray[Any], *, kind: int = 2, device: int = 0, stream: int = 0) -> None:
-        self.fake, self.array, self.kind, self.device, self.stream = fake, array, kind, device, stream
-        self.consumers: list[object] = []
-        self.edit: Callable[[dlpack.Tensor], None] = lambda _: None
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.kind, self.device
-
-    def __dlpack__(self, *, stream: int) -> object:
-        self.consumers.append(stream)
-        assert self.fake.device == self.device, "PyTorch refuses to export what is on another GPU than the current one"
-        if self.stream:
-            event = self.fake.cudaEventCreateWithFlags(2)[1]
-            assert self.fake.cudaEventRecord(event, self.stream)[0] == 0
-            assert self.fake.cudaStreamWaitEvent(stream, event, 0)[0] == 0
-            self.fake.cudaEventDestroy(event)
-        capsule = self.array.__dlpack__()
-        self.edit(dlpack.tensor_of(capsule))
-        return capsule
-
-
-def interface(pointer: int, shape: tuple[int, ...] = (2, 3), typestr: str = "<f4", **fields: object) -> Interface:
-    return Interface(data=(pointer, False), shape=shape, typestr=typestr, **fields)
-
-
-def numbers(fake: FakeCuda, pointer: int, shape: tuple[int, ...] = (2, 3), dtype: str = "float32") -> NDArray[Any]:
-    """Return simulated device memory as an array."""
-    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return fake.view(pointer, count).view(dtype).reshape(shape)
 
 
 def fill_later(fake: FakeCuda, stream: int, pointer: int) -> None:
@@ -98,9 +51,6 @@ def downloaded(fake: FakeCuda, cuda: Cuda, array: DeviceArray, stream: Stream) -
         cuda.download(pinned.pointer, array.pointer, 24, stream)
         stream.synchronize()
         return [[float(number) for number in row] for row in numbers(fake, pinned.pointer)]
-
-
-# What is taken
 
 
 @pytest.mark.parametrize("producer_stream", [None, LEGACY, PER_THREAD, "own"])
@@ -250,242 +200,6 @@ def test_the_array_and_its_capsule_live_as_long_as_what_was_made_of_them(fake: F
         assert [life() for life in lives] == [None] * 3
 
 
-# What is refused
-
-
-def refused(cuda: Cuda, stream: Stream, given: object) -> str:
-    with pytest.raises(InputError) as caught:
-        as_device_array(given, cuda, stream, name="video")
-    return str(caught.value)
-
-
-def test_an_array_that_is_not_contiguous_is_refused_with_the_remedy(fake: FakeCuda) -> None:
-    cuda = Cuda()
-    with cuda.device_buffer(64) as buffer, cuda.stream() as stream:
-        array = numbers(fake, buffer.pointer, (2, 4))
-        assert refused(cuda, stream, Exported(fake, array[:, :3])) == (
-            "video: shape (2, 3) with strides of (16, 4) bytes is not C-contiguous; "
-            "make it so with .contiguous() (PyTorch) or ascontiguousarray (CuPy)"
-        )
-        for shape, strides in (((2, 3), (4, 8)), ((2, 3), (12, -4)), ((2, 3), (0, 4)), ((2, 3), (4,))):
-            message = refused(cuda, stream, interface(buffer.pointer, shape, strides=strides))
-            assert message.startswith(f"video: shape {shape} with strides of {strides} bytes is not C-contiguous; ")
-
-
-@pytest.mark.parametrize("by_dlpack", [True, False])
-def test_an_array_on_another_gpu_is_refused_by_name(fake: FakeCuda, by_dlpack: bool) -> None:
-    cuda, other = Cuda(1), Cuda(0)
-    with other.device_buffer(24) as buffer, cuda.stream() as stream:
-        given = Exported(fake, numbers(fake, buffer.pointer)) if by_dlpack else interface(buffer.pointer)
-        assert refused(cuda, stream, given) == (
-            "video: it is on GPU 0, and the model runs on GPU 1 (Second); copy it there, or load the model on its GPU"
-        )
-
-
-def test_an_array_that_lies_where_it_does_not_say_is_refused(fake: FakeCuda) -> None:
-    cuda, other = Cuda(0), Cuda(1)
-    with other.device_buffer(24) as buffer, cuda.stream() as stream:
-        message = refused(cuda, stream, Exported(fake, numbers(fake, buffer.pointer), device=0))
-        assert message.startswith("video: it is on GPU 1, and the model runs on GPU 0 (First); ")
-
-
-def test_host_memory_behind_an_interface_is_refused(fake: FakeCuda) -> None:
-    cuda = Cuda()
-    host = np.zeros((2, 3), np.float32)
-    with cuda.pinned_buffer(24) as pinned, cuda.stream() as stream:
-        for given in (
-            interface(host.ctypes.data),
-            interface(pinned.pointer),
-            interface(0),
-            interface(0x10),
-            Exported(fake, host),
-        ):
-            assert refused(cuda, stream, given) == (
-                "video: it is in host memory, behind an interface for arrays on the GPU; give a numpy.ndarray"
-            )
-
-
-@pytest.mark.parametrize(
-    ("typestr", "name"),
-    [
-        ("|b1", "bool"),
-        ("<V2", "bfloat16"),
-        ("<c8", "complex64"),
-        (">f4", ">f4"),
-        ("|S4", "|S4"),
-        ("<M8[s]", "datetime64[s]"),
-        ("|O", "object"),
-    ],
-)
-def test_other_dtypes_are_refused_by_name(fake: FakeCuda, typestr: str, name: str) -> None:
-    cuda = Cuda()
-    with cuda.device_buffer(64) as buffer, cuda.stream() as stream:
-        assert refused(cuda, stream, interface(buffer.pointer, typestr=typestr)) == (
-            f"video: its dtype is {name}; integers or floating-point numbers of this machine expected"
-        )
-    assert fake.counts["cudaEventRecord"] == 0
-
-
-@pytest.mark.parametrize(
-    ("code", "bits", "lanes", "name"),
-    [
-        (4, 16, 1, "bfloat16"),
-        (6, 8, 1, "bool8"),
-        (5, 64, 1, "complex64"),
-        (2, 8, 1, "float8"),
-        (0, 4, 1, "int4"),
-        (2, 128, 1, "float128"),
-        (10, 8, 1, "DLPack type 10, 8"),
-        (2, 32, 4, "float32 in vectors of 4"),
-    ],
-)
-def test_other_dtypes_of_dlpack_are_refused_by_name(
-    fake: FakeCuda, code: int, bits: int, lanes: int, name: str
-) -> None:
-    def change(tensor: dlpack.Tensor) -> None:
-        tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes = code, bits, lanes
-
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        given = Exported(fake, numbers(fake, buffer.pointer))
-        given.edit = change
-        assert refused(cuda, stream, given) == (
-            f"video: its dtype is {name}; integers or floating-point numbers of 8 to 64 bits expected"
-        )
-
-
-@pytest.mark.parametrize(
-    ("fields", "problem"),
-    [
-        ({"data": 5}, "TypeError"),
-        ({"data": ("here", False)}, "ValueError"),
-        ({"data": ()}, "IndexError"),
-        ({"shape": None}, "TypeError"),
-        ({"shape": ("a", 3)}, "ValueError"),
-        ({"typestr": "nonsense"}, "TypeError"),
-        ({"strides": 4}, "TypeError"),
-        ({"stream": "main"}, "ValueError"),
-    ],
-)
-def test_an_interface_that_is_not_valid_is_refused(fake: FakeCuda, fields: dict[str, Any], problem: str) -> None:
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        given = interface(buffer.pointer)
-        given.__cuda_array_interface__.update(fields)
-        message = refused(cuda, stream, given)
-        assert message.startswith(
-            f"video: the __cuda_array_interface__ of this {__name__}.Interface is not valid ({problem}: "
-        )
-    assert fake.violations == []
-
-
-@pytest.mark.parametrize("missing", ["data", "shape", "typestr"])
-def test_an_interface_that_is_not_whole_is_refused(fake: FakeCuda, missing: str) -> None:
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        given = interface(buffer.pointer)
-        del given.__cuda_array_interface__[missing]
-        assert refused(cuda, stream, given).endswith(f" is not valid (KeyError: '{missing}')")
-    assert fake.violations == []
-
-
-def test_something_else_than_an_interface_is_refused(fake: FakeCuda) -> None:
-    cuda = Cuda()
-    given = Interface()
-    given.__cuda_array_interface__ = 7
-    with cuda.stream() as stream:
-        assert "is not valid (TypeError: " in refused(cuda, stream, given)
-        assert refused(cuda, stream, 7) == (
-            "video: this builtins.int cannot be exported: 'int' object has no attribute '__cuda_array_interface__'"
-        )
-    assert fake.violations == []
-
-
-def test_a_negative_size_is_refused(fake: FakeCuda) -> None:
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        assert refused(cuda, stream, interface(buffer.pointer, (-2, -3))) == "video: its shape is (-2, -3)"
-    assert fake.violations == []
-
-
-def test_masked_elements_are_refused(fake: FakeCuda) -> None:
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        given = interface(buffer.pointer, mask=interface(buffer.pointer))
-        assert refused(cuda, stream, given) == (
-            f"video: this {__name__}.Interface has a mask; fill the masked elements first"
-        )
-    assert fake.violations == []
-
-
-@pytest.mark.parametrize("named", [0, -1])
-def test_a_stream_that_the_interface_forbids_is_refused(fake: FakeCuda, named: int) -> None:
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        assert refused(cuda, stream, interface(buffer.pointer, stream=named)) == (
-            f"video: the __cuda_array_interface__ of this {__name__}.Interface names stream {named}, "
-            "which is forbidden there: 1 is the default stream, and larger numbers are handles"
-        )
-    assert fake.violations == []
-
-
-def test_a_stream_that_is_none_is_an_error_of_cuda(fake: FakeCuda) -> None:
-    cuda = Cuda()
-    with (
-        cuda.device_buffer(24) as buffer,
-        cuda.stream() as stream,
-        pytest.raises(CudaError, match=r"^cudaEventRecord failed: cudaErrorInvalidResourceHandle \(400\)"),
-    ):
-        as_device_array(interface(buffer.pointer, stream=0xBAD0), cuda, stream)
-    assert fake.leaks() == {}
-    fake.violations.clear()
-
-
-def test_a_library_that_refuses_to_export_is_quoted(fake: FakeCuda) -> None:
-    class NeedsGradient(Exported):
-        def __dlpack__(self, *, stream: int) -> object:
-            raise BufferError(f"Can't export tensors that require gradient ({stream > PER_THREAD})")
-
-    class Property:
-        @property
-        def __cuda_array_interface__(self) -> object:
-            raise RuntimeError("use var.detach()")
-
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        given = NeedsGradient(fake, numbers(fake, buffer.pointer))
-        assert is_device_array(given)
-        assert refused(cuda, stream, given).endswith(
-            "NeedsGradient cannot be exported: Can't export tensors that require gradient (True)"
-        )
-        assert is_device_array(Property())
-        assert refused(cuda, stream, Property()).endswith("Property cannot be exported: use var.detach()")
-
-
-def test_a_capsule_of_another_kind_is_refused(fake: FakeCuda) -> None:
-    class Versioned(Exported):
-        def __dlpack__(self, *, stream: int) -> object:
-            del stream
-            return ctypes.pythonapi.PyCapsule_New
-
-    cuda = Cuda()
-    with cuda.device_buffer(24) as buffer, cuda.stream() as stream:
-        message = refused(cuda, stream, Versioned(fake, numbers(fake, buffer.pointer)))
-        assert message.startswith("video: its __dlpack__ gives <_FuncPtr object at ")
-        assert message.endswith(">, where a capsule named 'dltensor' is expected")
-
-
-def test_an_array_of_another_device_is_refused(fake: FakeCuda) -> None:
-    cuda = Cuda()
-    with cuda.stream() as stream:
-        assert refused(cuda, stream, Exported(fake, np.zeros(3), kind=10)) == (
-            f"video: this {__name__}.Exported is not on an NVIDIA GPU (its DLPack device is 10)"
-        )
-
-
-# What counts as an array on the GPU
-
-
 def test_arrays_on_the_gpu_are_told_from_others(fake: FakeCuda) -> None:
     host = np.zeros(3)
     assert is_device_array(Exported(fake, host, kind=2))
@@ -527,9 +241,6 @@ def test_capsules_of_pytorch_are_read() -> None:
         dlpack.read_capsule(torch.zeros(2, dtype=torch.bfloat16).__dlpack__())
     with pytest.raises(InputError, match=r"dltensor_versioned.*, where a capsule named 'dltensor' is expected$"):
         dlpack.read_capsule(tensor.__dlpack__(max_version=(1, 0)))
-
-
-# What is handed out
 
 
 def test_what_is_handed_out_says_what_it_is(fake: FakeCuda) -> None:
