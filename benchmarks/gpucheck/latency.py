@@ -99,10 +99,12 @@ def measure(settings: Settings, name: str, sources: Sequence[Source], record: Re
                 rows += source.rows(bucket)
         verdicts = {row.key: _verdict(record, name, bucket, row) for row in rows}
         sound = {row.key: row.action for row in rows if verdicts[row.key] is not None}
-        record.start(f"{name} in batches of {bucket}, rounds")
+        rounds = f"{name} in batches of {bucket}, rounds"
+        record.start(rounds)
         times, errors = interleaved(
             sound, seconds=settings.bucket_s, least=settings.least_rounds, most=settings.most_rounds
         )
+        record.leave(rounds)
         for row in rows:
             data: dict[str, Any] = {"bundle": name, "row": row.name, "path": row.path, "bucket": bucket, "full": full}
             check = f"{name} {row.key} in batches of {bucket}"

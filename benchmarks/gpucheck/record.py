@@ -36,6 +36,10 @@ class Recorder:
         """Say that a check begins: it is the one to blame if the process dies."""
         self._write({"event": "start", "check": check})
 
+    def leave(self, check: str) -> None:
+        """Say that a check is no longer under way; what came of it is written down by `add`."""
+        self._write({"event": "leave", "check": check})
+
     def add(self, kind: str, check: str, outcome: str, detail: str = "", **data: Any) -> None:  # noqa: ANN401 - JSON
         """Write down how a check ended.
 
@@ -71,7 +75,9 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception):  # none, or one that must end the process
+        if error is None:
+            self._record.leave(self._check)
+        if not isinstance(error, Exception):  # one that must end the process
             return False
         where = "".join(traceback.format_tb(trace, limit=-3))
         words = f"{type(error).__name__}: {error}"
@@ -80,7 +86,7 @@ class Guard:
 
 
 def read_events(path: Path) -> tuple[list[Event], str | None]:
-    """Return the checks that ended, and the name of one that began after the last of them and did not."""
+    """Return the checks that ended, and the name of the last that began, if it did not end."""
     ended: list[Event] = []
     under_way: str | None = None
     if path.exists():
@@ -89,12 +95,13 @@ def read_events(path: Path) -> tuple[list[Event], str | None]:
                 event = json.loads(line)
             except json.JSONDecodeError:  # the line that was being written
                 continue
-            if event.pop("event") == "start":
+            what = event.pop("event")
+            if what == "start":
                 under_way = event["check"]
-            else:
+            elif event["check"] == under_way:
+                under_way = None
+            if what == "end":
                 ended.append(event)
-                if event["check"] == under_way:
-                    under_way = None
     return ended, under_way
 
 

@@ -44,7 +44,7 @@ class Part:
 # In this order, so that what needs least comes first and what depends on it after. On a server with an H100 the first
 # four take one to three minutes; building plans is what varies, and gets what the others leave.
 PARTS = (
-    Part("environment", 90, 1, 20),
+    Part("environment", 120, 1, 20),
     Part("tests", 180, 15, 60),
     Part("rtx", 60, 10, 10),
     Part("bundles", 200, 5, 40),
@@ -71,14 +71,17 @@ def run_parts(parts: Sequence[Part], settings: Settings, *, budget_s: float) -> 
     """Run the parts one after the other and yield what each found, as the report holds it.
 
     The settings get the parts of this host that are present from the part "environment". A part for which too little
-    is left of the budget is not run, and says so.
+    is left of the budget is not run, and says so; the environment always is.
     """
     ends = time.monotonic() + budget_s
     for index, part in enumerate(parts):
-        left = ends - time.monotonic() - sum(later.reserve_s for later in parts[index + 1 :])
-        allowance = min(part.limit_s, max(left, min(part.least_s, ends - time.monotonic())))
+        left = ends - time.monotonic()
+        unreserved = left - sum(later.reserve_s for later in parts[index + 1 :])
+        allowance = min(part.limit_s, max(unreserved, min(part.least_s, left)))
+        if part.name == "environment":
+            allowance = part.limit_s  # without it nothing can be said
         if allowance < part.least_s:
-            spent = f"{budget_s - (ends - time.monotonic()):.0f} of {budget_s:.0f} s of the budget were used"
+            spent = f"{budget_s - left:.0f} of {budget_s:.0f} s of the budget were used"
             yield {"name": part.name, "outcome": NOT_RUN, "detail": spent, "checks": []}
             continue
         result = run_part(part.name, settings, limit_s=allowance)

@@ -1,8 +1,8 @@
 """A whole process with a simulated GPU and libraries over it, so that what needs a GPU can be tried without one.
 
 A process whose PYTHONPATH begins with `SITE`, and then has `tests`, starts with everything in place: the CUDA binding,
-and what MILNCE_FAKES names of tensorrt, tensorrt_lean and onnxruntime. Nothing in milnce or in benchmarks knows of it. With
-MILNCE_FAKES_VIOLATIONS what the simulation finds wrong, and what was never freed, is appended to that file at the end.
+and what MILNCE_FAKES names of tensorrt, tensorrt_lean and onnxruntime. Nothing in milnce or in benchmarks knows of it.
+What the simulation finds wrong, and what was never freed, goes into the file that MILNCE_FAKES_VIOLATIONS names.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def install() -> FakeCuda | None:
     if "tensorrt" in libraries:
         patch.setattr("milnce_convert.plan.build_plans", partial(_build_plans, fake))
     if "onnxruntime" in libraries:
-        _install_onnxruntime(patch, fake)
+        install_onnxruntime(patch, fake)
     if VIOLATIONS in os.environ:
         atexit.register(_report, fake, Path(os.environ[VIOLATIONS]))
     return fake
 
 
-def _install_onnxruntime(patch: pytest.MonkeyPatch, fake: FakeCuda) -> None:
+def install_onnxruntime(patch: pytest.MonkeyPatch, fake: FakeCuda) -> None:
     """Give ONNX Runtime a CUDA provider, and leave its CPU provider as it is."""
     real = onnxruntime.InferenceSession
     simulated = fake_onnxruntime.install(patch, fake)

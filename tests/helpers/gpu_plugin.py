@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 __all__ = [
+    "pytest_collection_modifyitems",
     "pytest_collectreport",
     "pytest_configure",
     "pytest_make_collect_report",
@@ -36,6 +37,13 @@ PRESENT, RESULTS = "MILNCE_GPU_PRESENT", "MILNCE_GPU_RESULTS"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"needs(*parts): what the test needs beside a GPU, of {', '.join(PARTS)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        unknown = _needed(item) - set(PARTS)
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid} needs {', '.join(sorted(unknown))}; parts are {', '.join(PARTS)}")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -92,11 +100,7 @@ def _write_end(test: str, outcome: str, detail: str, data: dict[str, Any]) -> No
 
 
 def _needed(item: pytest.Item) -> set[str]:
-    names = {"cuda", *(name for mark in item.iter_markers("needs") for name in mark.args)}
-    unknown = names - set(PARTS)
-    if unknown:
-        raise pytest.UsageError(f"{item.nodeid} needs {', '.join(sorted(unknown))}; parts are {', '.join(PARTS)}")
-    return names
+    return {"cuda", *(name for mark in item.iter_markers("needs") for name in mark.args)}
 
 
 def _promised() -> set[str]:
