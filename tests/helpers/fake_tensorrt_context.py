@@ -101,10 +101,7 @@ class ContextBase:
             if state.profile < 0:
                 return self._refuse("No optimization profile has been chosen")
             low, _, high = state.engine.plan.profiles[state.profile][name]
-            fits = len(sizes) == len(tensor.shape) and all(
-                own in (-1, size) and least <= size <= most
-                for own, least, size, most in zip(tensor.shape, low, sizes, high, strict=True)
-            )
+            fits = len(sizes) == len(low) and all(a <= size <= b for a, size, b in zip(low, sizes, high, strict=True))
             if not fits:
                 return self._refuse(
                     f"Set dimension {list(sizes)} for tensor {name} does not satisfy any optimization profiles. "

@@ -96,7 +96,7 @@ class EngineState:
         """Return an output's shape for given input shapes, from computing it once with zeros."""
         key = tuple(sorted(shapes.items()))
         if key not in self._output_shapes:
-            feeds = {one: np.zeros(shape, self.tensors[one].dtype) for one, shape in shapes.items()}
+            feeds = {one: np.zeros(shape) for one, shape in shapes.items()}
             self._output_shapes[key] = {one: array.shape for one, array in compute(self.plan.onnx, feeds).items()}
         return self._output_shapes[key][name]
 
@@ -170,7 +170,6 @@ class Execution:
     def begin(self) -> None:
         """Take the activation memory and spoil the outputs."""
         context = self.context()
-        self._seen.clear()
         if context is None:
             self.machine.report("an execution context was destroyed before what was enqueued with it had run")
         elif self.captured and context.revision != self.revision:

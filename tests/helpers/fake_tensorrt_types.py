@@ -172,7 +172,7 @@ class Dims:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, list | tuple | Dims) and self._sizes == tuple(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as in the bindings: mutable there
+    __hash__ = None  # type: ignore[assignment]  # unhashable, as in the bindings
 
     def __str__(self) -> str:
         return str(self._sizes)

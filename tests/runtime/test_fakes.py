@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -169,6 +170,14 @@ def test_one_gpu_is_waited_for_and_not_the_other() -> None:
         ok((fake.launch(streams[device], partial(ran.append, device)),))
     ok(fake.cudaDeviceSynchronize())
     assert ran == [1]
+    ok(fake.cudaSetDevice(0))
+    ok(fake.cudaStreamSynchronize(0))
+    assert ran == [1]
+    blocking = ok(fake.cudaStreamCreate())
+    ok((fake.launch(blocking, partial(ran.append, 2)),))
+    ok(fake.cudaSetDevice(1))
+    ok(fake.cudaStreamSynchronize(0))
+    assert ran == [1]
     event = ok(fake.cudaEventCreate())
     assert fake.cudaEventRecord(event, streams[0]) == (Error.cudaErrorInvalidResourceHandle,)
 
@@ -185,6 +194,12 @@ def test_polling_an_event_ends_and_then_the_work_is_done(policy: Policy, seed: i
     assert bench.result == {7}
     assert polls < 50
     assert (polls > 0) == (policy == "lazy") or policy == "random"
+    bench.upload(bench.a)
+    ok(bench.fake.cudaEventRecord(bench.event, bench.a))
+    assert policy != "lazy" or bench.fake.cudaEventQuery(bench.event)[0] == Error.cudaErrorNotReady
+    for _ in range(50):
+        bench.fake.cudaStreamQuery(bench.a)
+    assert bench.fake.cudaStreamQuery(bench.a) == (Error.cudaSuccess,)
 
 
 def test_the_default_stream_orders_blocking_streams_and_no_others() -> None:
@@ -200,6 +215,17 @@ def test_the_default_stream_orders_blocking_streams_and_no_others() -> None:
     assert len(bench.fake.violations) == 1
     bench.upload(bench.b)
     assert len(bench.fake.violations) == 3  # with the upload on the other stream, and with the download
+
+
+def test_each_thread_has_a_default_stream_of_its_own() -> None:
+    bench = Bench(policy="lazy")
+    per_thread = runtime.cudaStreamPerThread
+    bench.upload(per_thread)
+    bench.upload(per_thread)
+    assert not bench.fake.violations
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(bench.upload, per_thread).result()
+    assert len(bench.fake.violations) == 2
 
 
 def test_what_is_on_the_default_stream_waits_for_blocking_streams_itself() -> None:
@@ -252,6 +278,12 @@ def test_many_threads_at_once_each_get_their_own_data(policy: Policy) -> None:
         bench.close()
         return right
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(round_trips, range(0, 200, 20)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(round_trips, range(0, 200, 20)))
+    finally:
+        sys.setswitchinterval(before)
     fake.check()
+    assert fake.memory.allocations == fake.memory.frees

@@ -70,6 +70,19 @@ def test_two_contexts_that_write_one_output_race(monkeypatch: pytest.MonkeyPatch
     assert f"race on memory {first.get_tensor_address('y'):#x}" in rig.fake.violations[0]
 
 
+def test_a_graph_of_a_context_that_was_told_the_same_again_still_runs(
+    monkeypatch: pytest.MonkeyPatch, flavour: Flavour
+) -> None:
+    rig = Rig(monkeypatch, flavour)
+    context = rig.context()
+    executable = capture(rig, context)
+    assert context.set_optimization_profile_async(1, rig.a)
+    assert context.set_input_shape("x", [4, 3])
+    rig.give(context)
+    ok(rig.fake.cudaGraphLaunch(executable, rig.a))
+    rig.fake.check(leaks=False)
+
+
 def test_two_threads_in_one_context_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch, "10")
     context = rig.context()
@@ -164,6 +177,8 @@ def test_a_plan_that_allocates_cannot_be_captured(monkeypatch: pytest.MonkeyPatc
     rig = Rig(monkeypatch, "rtx", capturable=False)
     context = rig.context()
     assert not context.is_stream_capturable(rig.a)
+    assert not Rig(monkeypatch, "rtx").context().is_stream_capturable(0)
+    assert Rig(monkeypatch, "rtx").context().is_stream_capturable(rig.a)
     assert context.execute_async_v3(rig.a)
     ok(rig.fake.cudaStreamSynchronize(rig.a))
     ok(rig.fake.cudaStreamBeginCapture(rig.a, LOCAL))

@@ -122,6 +122,7 @@ def test_what_a_capture_forbids_is_an_error_and_ends_it(call: Callable[[Bench], 
         (GLOBAL, LOCAL, Error.cudaSuccess),
         (LOCAL, GLOBAL, Error.cudaSuccess),
         (RELAXED, GLOBAL, Error.cudaSuccess),
+        (GLOBAL, RELAXED, Error.cudaSuccess),
     ],
 )
 def test_other_threads_are_bound_by_a_global_capture_unless_they_say_otherwise(
@@ -146,6 +147,15 @@ def test_a_thread_may_allocate_in_its_own_capture_only_if_that_is_relaxed(
     bench = Bench()
     ok(bench.fake.cudaStreamBeginCapture(bench.a, mode))
     assert (bench.fake.cudaMalloc(16)[0] == Error.cudaErrorStreamCaptureUnsupported) == forbidden
+
+
+def test_a_thread_that_says_so_may_allocate_in_its_own_capture() -> None:
+    bench = Bench()
+    ok(bench.fake.cudaStreamBeginCapture(bench.a, LOCAL))
+    ok(bench.fake.cudaThreadExchangeStreamCaptureMode(RELAXED))
+    ok(bench.fake.cudaMalloc(16))
+    ok(bench.fake.cudaThreadExchangeStreamCaptureMode(LOCAL))
+    assert bench.fake.cudaMalloc(16)[0] == Error.cudaErrorStreamCaptureUnsupported
 
 
 def test_only_the_thread_that_began_a_capture_ends_it() -> None:
@@ -176,6 +186,7 @@ def test_a_capture_takes_in_a_stream_that_waits_for_it_and_must_be_joined_again(
     ok(bench.fake.cudaStreamWaitEvent(bench.a, joining, 0))
     graph = ok(bench.fake.cudaStreamEndCapture(bench.a))
     assert bench.fake.cudaEventSynchronize(joining) == (Error.cudaErrorCapturedEvent,)
+    assert bench.fake.cudaStreamWaitEvent(bench.b, joining, 0) == (Error.cudaErrorCapturedEvent,)
     ok(bench.fake.cudaGraphLaunch(ok(bench.fake.cudaGraphInstantiate(graph, 0)), bench.a))
     ok(bench.fake.cudaStreamSynchronize(bench.a))
     assert bench.result == {7}

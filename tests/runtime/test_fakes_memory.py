@@ -77,6 +77,14 @@ def test_an_event_after_a_fault_tells_it_at_once_and_the_check_finds_it_unasked(
     assert again.fake.cudaEventSynchronize(again.event) == (Error.cudaErrorIllegalAddress,)
 
 
+def test_the_first_fault_is_the_one_that_stays() -> None:
+    bench = Bench(policy="lazy")
+    ok((bench.fake.launch(bench.a, lambda: bench.fake.view(1, 1)),))
+    ok((bench.fake.launch(bench.a, lambda: {"here": 1}["missing"]),))
+    assert bench.fake.cudaStreamSynchronize(bench.a) == (Error.cudaErrorIllegalAddress,)
+    assert len(bench.fake.violations) == 2
+
+
 def test_a_kernel_that_raises_is_a_launch_failure_with_its_reason() -> None:
     bench = Bench()
     ok((bench.fake.launch(bench.a, lambda: {"here": 1}["missing"], label="lookup"),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -49,7 +49,12 @@ def test_an_engine_tells_its_tensors_and_profiles(monkeypatch: pytest.MonkeyPatc
     assert trt.nptype(engine.get_tensor_dtype("x")) is (np.int32 if flavour == "8.5" else np.int64)
     assert engine.num_optimization_profiles == 2
     assert engine.get_tensor_profile_shape("x", 1) == [(4, 3)] * 3
+    context = rig.engine.create_execution_context()
+    assert context.get_tensor_shape("y") == (-1, 3)
+    assert not context.all_binding_shapes_specified
+    del context
     context = rig.context()
+    assert context.all_binding_shapes_specified
     assert context.get_tensor_shape("y") == (4, 3)
     assert context.get_tensor_shape("s") == [4]
     assert "ReduceSum" in engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
@@ -171,3 +176,28 @@ def test_addresses_have_to_be_aligned(monkeypatch: pytest.MonkeyPatch, flavour: 
     rig.arena += 16
     rig.give(context)
     assert ["is not aligned to 256 bytes" in violation for violation in rig.fake.violations] == [True, True]
+
+
+def test_shapes_and_loggers_behave_as_the_bindings_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt: Any = Rig(monkeypatch, "10").trt
+    shape = trt.Dims((4, 3))
+    assert (len(shape), shape[-1], shape[:1], str(shape), tuple(shape)) == (2, 3, (4,), "(4, 3)", (4, 3))
+    assert shape == [4, 3]
+    assert not isinstance(shape, tuple)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(shape)
+    with pytest.raises(ValueError, match=r"Input length 9\. Max expected length is 8"):
+        trt.Dims(range(9))
+
+    class Forgetful(trt.ILogger):  # type: ignore[misc]  # untyped module
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(TypeError, match=r"ILogger\.__init__\(\) must be called when overriding __init__"):
+        trt.Runtime(Forgetful())
+    logger = trt.Logger(trt.Logger.ERROR)
+    logger.log(trt.Logger.WARNING, "quiet")
+    logger.log(trt.Logger.ERROR, "loud")
+    assert capsys.readouterr().err == "[TRT] [E] loud\n"
