@@ -127,6 +127,8 @@ class PinnedBuffer(_Resource):
                 f"a {dtype} array of shape {shape} at byte {offset} does not fit a pinned buffer of {self.nbytes} "
                 f"bytes; it must begin at a multiple of {item.itemsize} and take at most what follows"
             )
+        if nbytes == 0:
+            return np.empty(shape, item)  # NumPy 2.2 takes no null address
         return np.asarray(_Window(self, self.pointer + offset, item, shape))
 
 
