@@ -201,7 +201,7 @@ class QueueCalls(Calls):
         mark.clock = dict(found.clock if found.capture is None else found.capture.clocks[found.handle])
         return ()
 
-    @api()
+    @api(unsafe=True)
     def cudaEventSynchronize(self, event: Handle) -> Result:
         mark = self._uncaptured(event)
         if mark.operation is not None:

@@ -100,6 +100,7 @@ def test_a_graph_that_outlives_its_memory_is_found() -> None:
         lambda b: b.fake.cudaStreamQuery(b.a),
         lambda b: b.fake.cudaDeviceSynchronize(),
         lambda b: b.fake.cudaEventQuery(b.event),
+        lambda b: b.fake.cudaEventSynchronize(b.event),
         lambda b: b.fake.cudaMemcpyAsync(b.device, np.zeros(N, np.uint8).ctypes.data, N, UP, b.a),
     ],
 )
