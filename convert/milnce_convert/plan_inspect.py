@@ -68,22 +68,25 @@ class Inspection:
     Attributes:
         source: "network" or "engine".
         tensors: Input or output -> dtype.
+        shapes: Input or output -> shape, with -1 where a size is open.
         layers: Its convolutions and matrix multiplications, as far as they can be seen: TensorRT-RTX shows an engine
             as one layer.
     """
 
     source: str
     tensors: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
     layers: Sequence[Layer]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tensors' dtypes and, for each kind of layer, how many compute in which dtype."""
+        """Return the tensors' dtypes and shapes and, for each kind of layer, how many compute in which dtype."""
         counts: dict[str, Counter[str]] = {}
         for layer in self.layers:
             kind = layer.kind if layer.on_maps or layer.kind != CONVOLUTION else f"{CONVOLUTION} of means"
             counts.setdefault(kind, Counter())[str(layer.dtype)] += 1
         layers = {kind: dict(dtypes) for kind, dtypes in counts.items()}
-        return {"source": self.source, "tensors": dict(self.tensors), "layers": layers}
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        return {"source": self.source, "tensors": dict(self.tensors), "shapes": shapes, "layers": layers}
 
 
 def check(inspection: Inspection, graph: GraphFile, *, int64: bool) -> None:
@@ -105,6 +108,14 @@ def check(inspection: Inspection, graph: GraphFile, *, int64: bool) -> None:
             f"the {inspection.source} built from {graph} has the inputs and outputs {_listed(inspection.tensors)}; "
             f"{_listed(expected)} expected. Export the bundle again"
         )
+    for spec in (*graph.inputs, *graph.outputs):
+        shape = inspection.shapes[spec.name]
+        pairs = zip(shape, spec.shape, strict=False)
+        if len(shape) != len(spec.shape) or not all(size == -1 or axis.accepts(size) for size, axis in pairs):
+            raise PlanBuildError(
+                f"the {inspection.source} built from {graph} has {spec.name} of shape {shape}; {spec} expected. "
+                "Export the bundle again"
+            )
     _check_precision(inspection, graph)
 
 
@@ -133,7 +144,8 @@ def read_network(trt: Any, network: Any) -> Inspection:  # noqa: ANN401 - the li
             layers.append(Layer(layer.name, kind, dtype_name(tensor.dtype), _on_maps(tuple(tensor.shape))))
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     tensors += [network.get_output(index) for index in range(network.num_outputs)]
-    return Inspection("network", {tensor.name: dtype_name(tensor.dtype) for tensor in tensors}, layers)
+    dtypes = {tensor.name: dtype_name(tensor.dtype) for tensor in tensors}
+    return Inspection("network", dtypes, {tensor.name: tuple(tensor.shape) for tensor in tensors}, layers)
 
 
 def read_engine(trt: Any, engine: Any) -> Inspection:  # noqa: ANN401 - the library is not typed
@@ -141,7 +153,8 @@ def read_engine(trt: Any, engine: Any) -> Inspection:  # noqa: ANN401 - the libr
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     tensors = {name: dtype_name(engine.get_tensor_dtype(name)) for name in names}
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return Inspection("engine", tensors, engine_layers(text))
+    shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+    return Inspection("engine", tensors, shapes, engine_layers(text))
 
 
 def engine_layers(text: str) -> list[Layer]:

@@ -53,7 +53,10 @@ class Phases:
     def phase_finish(self, phase_name: str) -> None:
         """Note that a phase is over; the step of its parent that it was part of is told of by itself."""
         with self._lock:
-            self._phases.pop(phase_name, None)
+            parent, steps, _ = self._phases.pop(phase_name, ("", 1, 0))
+            if parent is None:  # the whole build, whose last steps are not always told of
+                self._phases[phase_name] = (None, steps, steps)
+        self._tell()
 
     def raise_failure(self) -> None:
         """Raise what `report` raised, if it did."""

@@ -1,17 +1,29 @@
-"""Fixtures of the converter's tests: each tower is traced once a session."""
+"""Fixtures of the converter's tests: each tower is traced once a session; and what plans are built of and with."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers import fake_builder, fake_cuda, fake_tensorrt
+from helpers.fake_cuda import FakeGpu
 from helpers.graphs import ROWS, Traced, short_towers, trace
+from helpers.tiny_bundle import write_tiny_bundle
+from milnce.bundle import Bundle
 from milnce_convert.fixtures import seeded_towers
+from milnce_convert.plan_module import choose_toolkit
 from milnce_convert.towers import TowersConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helpers.fake_builder import FakeBuilder
+    from helpers.fake_cuda import FakeCuda
+    from helpers.tiny_bundle import TinyWeights
     from milnce_convert.checkpoint import Towers
+    from milnce_convert.plan_module import Toolkit
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +48,30 @@ def short() -> Towers:
 def short_traced(short: Towers) -> Traced:
     """Return the narrow towers, traced."""
     return trace(short)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TinyWeights]:
+    """Return a tiny bundle that no test changes, and its weights."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    return path, write_tiny_bundle(path)
+
+
+@pytest.fixture
+def bundle(original: tuple[Path, TinyWeights], tmp_path: Path) -> Bundle:
+    """Return a copy of the tiny bundle."""
+    return Bundle.open(shutil.copytree(original[0], tmp_path / "tiny"))
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeBuilder, FakeCuda]:
+    """Put a stand-in for TensorRT 11 and a GPU in place."""
+    cuda = fake_cuda.install(monkeypatch, gpus=[FakeGpu(name="NVIDIA H200")])
+    return fake_builder.add(fake_tensorrt.install(monkeypatch, cuda, "tensorrt"), "11"), cuda
+
+
+@pytest.fixture
+def rtx() -> Toolkit:
+    """Return the installed TensorRT-RTX, as on a machine without a GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    return choose_toolkit("tensorrt_rtx")

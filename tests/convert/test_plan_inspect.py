@@ -38,6 +38,7 @@ FLOAT = {
 GENERATIONS = tuple(HALF)
 
 TENSORS = {"video": "uint8", "video_embedding": "float32"}
+SHAPES = {"video": (-1, 3), "video_embedding": (-1, 512)}
 GRAPH = GraphFile(
     "video",
     "uint8",
@@ -46,8 +47,8 @@ GRAPH = GraphFile(
     "0" * 64,
     1000,
     20,
-    (TensorSpec("video", "uint8", (Dimension.fixed(1),)),),
-    (TensorSpec("video_embedding", "float32", (Dimension.fixed(1),)),),
+    (TensorSpec("video", "uint8", (Dimension("batch", 1, None), Dimension.fixed(3))),),
+    (TensorSpec("video_embedding", "float32", (Dimension("batch", 1, 64), Dimension.fixed(512))),),
 )
 
 
@@ -70,7 +71,7 @@ def convolution(dtype: dict[str, str], shape: Sequence[int] = (8, 64, 16, 56, 56
 
 
 def inspection(*layers: Layer, source: str = "engine") -> Inspection:
-    return Inspection(source, TENSORS, layers)
+    return Inspection(source, TENSORS, SHAPES, layers)
 
 
 def layer(dtype: str | None, *, kind: str = CONVOLUTION, on_maps: bool = True, name: str = "c") -> Layer:
@@ -212,16 +213,30 @@ def test_an_engine_whose_layers_cannot_be_seen_is_held_to_its_tensors_alone() ->
 )
 def test_inputs_and_outputs_are_those_of_the_graph(tensors: dict[str, str], listed: str) -> None:
     with pytest.raises(PlanBuildError) as caught:
-        check(Inspection("engine", tensors, [layer("float16")]), GRAPH, int64=True)
+        check(Inspection("engine", tensors, SHAPES, [layer("float16")]), GRAPH, int64=True)
     assert str(caught.value) == (
         f"the engine built from video uint8 fp16 (v.onnx) has the inputs and outputs {listed}; "
         "video uint8, video_embedding float32 expected. Export the bundle again"
     )
 
 
+@pytest.mark.parametrize("shape", [(-1, 511), (-1,), (-1, 512, 1), (65, 512), (0, 512)])
+def test_shapes_are_those_of_the_graph(shape: tuple[int, ...]) -> None:
+    shapes = {**SHAPES, "video_embedding": shape}
+    with pytest.raises(PlanBuildError) as caught:
+        check(Inspection("network", TENSORS, shapes, [layer("float16")]), GRAPH, int64=True)
+    assert str(caught.value) == (
+        f"the network built from video uint8 fp16 (v.onnx) has video_embedding of shape {shape}; "
+        "video_embedding float32 (batch=1..64, 512) expected. Export the bundle again"
+    )
+    for fitting in ((64, 512), (-1, -1)):
+        check(Inspection("network", TENSORS, {**SHAPES, "video_embedding": fitting}, []), GRAPH, int64=True)
+
+
 def test_ids_are_int32_where_there_is_no_int64() -> None:
     tokens = replace(GRAPH, inputs=(TensorSpec("tokens", "int64", (Dimension.fixed(1),)),))
-    old = Inspection("engine", {"tokens": "int32", "video_embedding": "float32"}, [layer("float16")])
+    shapes = {"tokens": (1,), "video_embedding": (-1, 512)}
+    old = Inspection("engine", {"tokens": "int32", "video_embedding": "float32"}, shapes, [layer("float16")])
     check(old, tokens, int64=False)
     with pytest.raises(PlanBuildError, match="tokens int32, video_embedding float32; tokens int64, "):
         check(old, tokens, int64=True)
@@ -240,6 +255,7 @@ def test_the_record_counts_layers_by_kind_and_dtype() -> None:
     assert found.to_json() == {
         "source": "engine",
         "tensors": TENSORS,
+        "shapes": {"video": [-1, 3], "video_embedding": [-1, 512]},
         "layers": {
             "convolution": {"float16": 2},
             "convolution of means": {"float32": 1},
