@@ -60,9 +60,11 @@ def _prepare(folder: Path, settings: Settings, record: Recorder) -> Subject:
     bundle.verify()
     cached = settings.folder / f"reference-{bundle.manifest.model_digest[:16]}-{settings.clips}.npz"
     recipe = Recipe.of(bundle, clips=settings.clips)
+    # Files that happen to be there may well be of other bundles; that is worth a word only of those that were given.
+    kept = [path for path in [cached, *sorted(COMMITTED.glob("*.npz"))] if _is_of(bundle, path)]
     sources: list[tuple[str, Callable[[], Reference]]] = [
-        *((path, partial(reference.read, Path(path))) for path in settings.references),
-        *((str(path), partial(reference.read, path)) for path in [cached, *sorted(COMMITTED.glob("*.npz"))]),
+        *((Path(path).name, partial(reference.read, Path(path))) for path in settings.references),
+        *((path.name, partial(reference.read, path)) for path in kept),
         ("PyTorch", partial(reference.from_torch, bundle, recipe)),
         ("ONNX Runtime on the CPU", partial(reference.from_onnxruntime, bundle, recipe)),
     ]
@@ -77,18 +79,31 @@ def _prepare(folder: Path, settings: Settings, record: Recorder) -> Subject:
     return Subject(folder.name, str(folder), str(cached))
 
 
+def _is_of(bundle: Bundle, path: Path) -> bool:
+    """Whether a file is a reference of this bundle."""
+    try:
+        reference.read(path).check_bundle(bundle)
+    except MilnceError:
+        return False
+    return True
+
+
 def _first(sources: list[tuple[str, Callable[[], Reference]]], bundle: Bundle) -> tuple[Reference | None, list[str]]:
     """Return the first reference of this bundle, and why those before it were passed over."""
     passed_over = []
     for name, make in sources:
-        if name.endswith(".npz") and not Path(name).exists():
-            continue
-        try:
-            found = make()
-            found.check_bundle(bundle)
-            found.make_clips()
-        except Exception as error:  # noqa: BLE001 - the next may do; the reasons are in the report
-            passed_over.append(f"{Path(name).name}: {error}")
-        else:
+        found = _attempt(make, bundle)
+        if isinstance(found, Reference):
             return found, passed_over
+        passed_over.append(f"{name}: {found}")
     return None, passed_over
+
+
+def _attempt(make: Callable[[], Reference], bundle: Bundle) -> Reference | str:
+    try:
+        found = make()
+        found.check_bundle(bundle)
+        found.make_clips()
+    except Exception as error:  # noqa: BLE001 - the next source may do; the reasons are in the report
+        return str(error)
+    return found

@@ -14,6 +14,7 @@ from gpucheck.record import ABSENT, ERROR, FAILED, MEASURED, PASSED, Recorder, r
 from gpucheck.rows import ON_GPU, RUN, STREAM
 from gpucheck.settings import read_subjects
 from milnce.backends.gpu import GpuBackend
+from milnce.errors import BackendError
 from milnce_convert.reference import read, write
 
 if TYPE_CHECKING:
@@ -261,6 +262,31 @@ def test_a_reference_of_another_model_is_passed_over_and_one_is_made(settings: S
     assert "demo.npz: the reference is of the model" in event["detail"]
     assert "PyTorch: " in event["detail"]  # the tiny bundle has no seed
     assert event["data"]["clips"] == settings.clips  # made here
+
+
+def test_without_anything_to_compare_with_a_bundle_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BackendError("onnxruntime is not here")
+
+    monkeypatch.setattr("milnce_convert.reference.from_onnxruntime", refuse)
+    failed, error = events_of(bundles.run, dataclasses.replace(settings, references=()))
+    assert failed["outcome"] == FAILED
+    assert failed["detail"].startswith("nothing to compare with: PyTorch: ")
+    assert "ONNX Runtime on the CPU: onnxruntime is not here" in failed["detail"]
+    assert error["detail"].endswith("carry a reference: --reference FILE")
+    assert read_subjects(settings) == []
+
+
+def test_a_reference_made_before_is_used_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = dataclasses.replace(settings, references=())
+    (first,) = events_of(bundles.run, bare)
+    monkeypatch.setattr("milnce_convert.reference.from_onnxruntime", lambda *_: pytest.fail("made anew"))
+    (settings.folder / "events.jsonl").unlink()
+    (second,) = events_of(bundles.run, bare)
+    assert (first["outcome"], second["outcome"]) == (PASSED, PASSED)
+    assert first["data"] == second["data"]
+    assert "PyTorch: " in first["detail"]
+    assert second["detail"] == ""
 
 
 def test_a_damaged_bundle_is_an_error(settings: Settings, tmp_path: Path) -> None:

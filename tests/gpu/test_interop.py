@@ -121,7 +121,7 @@ def test_ids_on_the_gpu_are_taken(opened: Opener, producer: Producer, bundle: Bu
         try:
             found = backend.run({"tokens": producer.upload(tokens)})["text_embedding"]
         except InputError as error:
-            assert "takes int32 on the GPU" in str(error)  # noqa: PT017 - TensorRT 8.5 has no int64, and says so
+            assert "takes int32" in str(error)  # noqa: PT017 - TensorRT 8.5 has no int64, and says so
         else:
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 

@@ -1,8 +1,9 @@
 """A whole process with a simulated GPU and libraries over it, so that what needs a GPU can be tried without one.
 
 A process whose PYTHONPATH begins with `SITE`, and then has `tests`, starts with everything in place: the CUDA binding,
-and what MILNCE_FAKES names of tensorrt, tensorrt_lean and onnxruntime. Nothing in milnce or in benchmarks knows of it.
-What the simulation finds wrong, and what was never freed, goes into the file that MILNCE_FAKES_VIOLATIONS names.
+and what MILNCE_FAKES names of tensorrt (or tensorrt=8.5), tensorrt_lean and onnxruntime. Nothing in milnce or in
+benchmarks knows of it. What the simulation finds wrong, and what was never freed, goes into the file that
+MILNCE_FAKES_VIOLATIONS names.
 """
 
 from __future__ import annotations
@@ -10,21 +11,16 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 import pytest
 
-from helpers import fake_cuda, fake_onnxruntime, fake_tensorrt
-from helpers.fake_plans import write_fake_plan
-from milnce_convert.plan import BuiltPlan, PlanOptions, chosen_graphs
-from milnce_convert.plan_profiles import make_profiles
+from helpers import fake_builder, fake_cuda, fake_onnxruntime, fake_tensorrt
 
 if TYPE_CHECKING:
     from helpers.fake_cuda import FakeCuda
-    from milnce.bundle import Bundle
 
 SITE = Path(__file__).parent / "gpu_fakes_site"
 FAKES, VIOLATIONS = "MILNCE_FAKES", "MILNCE_FAKES_VIOLATIONS"
@@ -47,14 +43,12 @@ def install() -> FakeCuda | None:
     fake = fake_cuda.install(patch, policy="lazy", gpus=[GPU])
     patch.setattr("milnce.backends.selection._driver_problem", lambda: None)
     patch.setattr("milnce.plans.find_spec", lambda _: None)  # what is really installed here
-    libraries = os.environ[FAKES].split(",")
+    libraries = dict(item.partition("=")[::2] for item in os.environ[FAKES].split(","))
     for name in ("tensorrt", "tensorrt_lean", "tensorrt_rtx"):
         if name in libraries:
-            fake_tensorrt.install(patch, fake, name)
+            _install_tensorrt(patch, fake, name, libraries[name] or "10")
         else:
             patch.setitem(sys.modules, name, None)  # as if it were not installed
-    if "tensorrt" in libraries:
-        patch.setattr("milnce_convert.plan.build_plans", partial(_build_plans, fake))
     if "onnxruntime" in libraries:
         install_onnxruntime(patch, fake)
     if VIOLATIONS in os.environ:
@@ -74,18 +68,11 @@ def install_onnxruntime(patch: pytest.MonkeyPatch, fake: FakeCuda) -> None:
     patch.setattr(onnxruntime, "InferenceSession", session)
 
 
-def _build_plans(
-    fake: FakeCuda, bundle: Bundle, folder: Path, options: PlanOptions | None = None, **_: object
-) -> list[BuiltPlan]:
-    """Write plans for the simulated TensorRT, of the graphs and sizes that the options ask for."""
-    options = options or PlanOptions()
-    built = []
-    for graph in chosen_graphs(bundle, options):
-        profiles = make_profiles(graph, bundle.manifest, options.sizes)
-        compatible = options.settings.version_compatible
-        plan = write_fake_plan(bundle, graph, fake, profiles=profiles, folder=folder, version_compatible=compatible)
-        built.append(BuiltPlan(plan, kept=False))
-    return built
+def _install_tensorrt(patch: pytest.MonkeyPatch, fake: FakeCuda, name: Any, generation: Any) -> None:  # noqa: ANN401
+    """Put a TensorRT module in place; that named tensorrt can build, too."""
+    module = fake_tensorrt.install(patch, fake, name, flavour=generation)
+    if name == "tensorrt":
+        fake_builder.add(module, generation)
 
 
 def _report(fake: FakeCuda, path: Path) -> None:
