@@ -222,7 +222,7 @@ def test_a_gpu_that_nobody_uses_gets_no_context(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("found", "state", "expected"),
-    [(0, (0, 0, 1), True), (0, (0, 0, 0), False), (0, (999, None, None), False), (101, (0, 0, 1), False)],
+    [(0, (0, 0, 1), True), (0, (0, 0, 0), False), (0, (999, 0, 1), False), (101, (0, 0, 1), False)],
 )
 def test_the_driver_tells_whether_a_gpu_is_used(
     monkeypatch: pytest.MonkeyPatch, found: int, state: tuple[int | None, ...], expected: bool
