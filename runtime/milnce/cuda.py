@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from milnce.cuda_binding import failure, has_context, load, no_gpu, version
 from milnce.cuda_resources import Capture, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
-from milnce.errors import CudaError, CudaUnavailableError, DeviceMemoryError, InputError
+from milnce.errors import CudaError, CudaUnavailableError, DeviceMemoryError, InputError, MilnceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -270,10 +270,9 @@ class Cuda:
         """
         try:
             with ExitStack() as prepared:
+                # After an error that lost the context every call fails: free all the same.
                 for step in (self.active(), _relaxed()):
-                    with suppress(
-                        CudaError
-                    ):  # after an error that lost the context every call fails; free all the same
+                    with suppress(MilnceError):
                         prepared.enter_context(step)
                 error, _ = _attempt(name, handle)
         finally:
