@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from milnce.manifest import GraphFile
 
 CONVOLUTION, MULTIPLICATION = "convolution", "matrix multiplication"
+# What a convolution over one value a channel is in these towers: the linear layer of a self-gate.
+_GATE = "gate"
 
 _DTYPES = {"float": "float32", "half": "float16", "bf16": "bfloat16"}
 # What a tensor is called in the inspector's words. Longer names first: "BFloat16" holds "Float16".
@@ -82,7 +84,7 @@ class Inspection:
         """Return the tensors' dtypes and shapes and, for each kind of layer, how many compute in which dtype."""
         counts: dict[str, Counter[str]] = {}
         for layer in self.layers:
-            kind = layer.kind if layer.on_maps or layer.kind != CONVOLUTION else f"{CONVOLUTION} of means"
+            kind = layer.kind if layer.on_maps or layer.kind != CONVOLUTION else _GATE
             counts.setdefault(kind, Counter())[str(layer.dtype)] += 1
         layers = {kind: dict(dtypes) for kind, dtypes in counts.items()}
         shapes = {name: list(shape) for name, shape in self.shapes.items()}

@@ -84,10 +84,10 @@ def test_the_video_tower_has_its_dtypes_and_shapes(form: str, plans: dict[str, t
             "video_embedding": [-1, 512],
             "mixed_5c": [-1, 1024],
         }
-        # FP16 keeps the gates, which are convolutions of means, and the projection in FP32.
+        # FP16 keeps the gates, and the projection in FP32.
         assert inspected["layers"] == {
             "convolution": convolutions,
-            "convolution of means": {"float32": 37},
+            "gate": {"float32": 37},
             "matrix multiplication": {"float32": 1},
         }
 

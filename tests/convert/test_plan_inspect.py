@@ -258,7 +258,7 @@ def test_the_record_counts_layers_by_kind_and_dtype() -> None:
         "shapes": {"video": [-1, 3], "video_embedding": [-1, 512]},
         "layers": {
             "convolution": {"float16": 2},
-            "convolution of means": {"float32": 1},
+            "gate": {"float32": 1},
             "matrix multiplication": {"None": 1},
         },
     }
