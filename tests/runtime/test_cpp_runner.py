@@ -75,9 +75,10 @@ def test_a_batch_runs_in_the_profile_that_adds_the_fewest_rows(
     file, values = clips(tmp_path, rows)
     done = runner(*plan, file, f"{rows}x2x4x4x3", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
-    embedding = np.fromfile(tmp_path / "out.video_embedding.f32", np.float32).reshape(rows, 2)
+    embedding = np.fromfile(tmp_path / "out.video_embedding.f32", np.float32).reshape(rows, 3)
     np.testing.assert_array_equal(embedding[:, 0], values.reshape(rows, -1).sum(axis=1))
     np.testing.assert_array_equal(embedding[:, 1], batch)
+    np.testing.assert_array_equal(embedding[:, 2], values.sum())  # rows that nobody asked for are zero
     mixed = np.fromfile(tmp_path / "out.mixed_5c.f32", np.float32)
     np.testing.assert_array_equal(mixed, values[:, 0, 0, 0, 0])
     assert f"out.mixed_5c.f32: {4 * rows} bytes" in done.stdout
@@ -87,8 +88,8 @@ def test_sizes_choose_the_profile_too(runner: Runner, plan: tuple[Path, str], tm
     file, values = clips(tmp_path, 3, (2, 6, 6, 3))
     done = runner(*plan, file, "3x2x6x6x3", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
-    embedding = np.fromfile(tmp_path / "out.video_embedding.f32", np.float32).reshape(3, 2)
-    np.testing.assert_array_equal(embedding, [[row.sum(), 3] for row in values])
+    embedding = np.fromfile(tmp_path / "out.video_embedding.f32", np.float32).reshape(3, 3)
+    np.testing.assert_array_equal(embedding, [[row.sum(), 3, values.sum()] for row in values])
 
 
 @pytest.mark.parametrize(

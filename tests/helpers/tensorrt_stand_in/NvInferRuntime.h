@@ -1,7 +1,7 @@
 // A stand-in for TensorRT's header, for tests of examples/cpp/tensorrt_runner.cpp: what the runner uses of it, and no
 // more. A "plan" is text, a line for each profile: the smallest and the largest rows, then the sizes of a row. The
-// input is "video" in uint8, the outputs are "video_embedding" (rows, 2): the sum of the row's bytes and the rows of
-// the whole batch; and "mixed_5c" (rows, 1): the row's first byte. Written from the documentation; it has nothing of
+// input is "video" in uint8, the outputs are "video_embedding" (rows, 3): the sum of the row's bytes, the rows of the
+// batch and the sum of its bytes; and "mixed_5c" (rows, 1): the row's first byte. Written from the documentation; it has nothing of
 // TensorRT's own.
 #pragma once
 
@@ -57,7 +57,7 @@ public:
         return shape.nbDims == chosen.low.nbDims;
     }
     Dims getTensorShape(char const* name) const {
-        return {2, {shape_.nbDims == 0 ? -1 : shape_.d[0], std::string(name) == "mixed_5c" ? 1 : 2}};
+        return {2, {shape_.nbDims == 0 ? -1 : shape_.d[0], std::string(name) == "mixed_5c" ? 1 : 3}};
     }
     bool setTensorAddress(char const* name, void* pointer) {
         addresses_[name] = pointer;
@@ -70,10 +70,14 @@ public:
         const auto* bytes = static_cast<const unsigned char*>(addresses_["video"]);
         auto* sums = static_cast<float*>(addresses_["video_embedding"]);
         auto* firsts = static_cast<float*>(addresses_["mixed_5c"]);
-        for (std::size_t at = 0; at < static_cast<std::size_t>(shape_.d[0]); ++at, bytes += row) {
-            sums[at * 2] = 0;
-            for (std::size_t byte = 0; byte < row; ++byte) sums[at * 2] += bytes[byte];
-            sums[at * 2 + 1] = static_cast<float>(shape_.d[0]);
+        const auto rows = static_cast<std::size_t>(shape_.d[0]);
+        float total = 0;
+        for (std::size_t byte = 0; byte < rows * row; ++byte) total += bytes[byte];
+        for (std::size_t at = 0; at < rows; ++at, bytes += row) {
+            sums[at * 3] = 0;
+            for (std::size_t byte = 0; byte < row; ++byte) sums[at * 3] += bytes[byte];
+            sums[at * 3 + 1] = static_cast<float>(rows);
+            sums[at * 3 + 2] = total;
             firsts[at] = bytes[0];
         }
         return true;
