@@ -90,7 +90,7 @@ def _is_of(bundle: Bundle, path: Path) -> bool:
 
 def _first(sources: list[tuple[str, Callable[[], Reference]]], bundle: Bundle) -> tuple[Reference | None, list[str]]:
     """Return the first reference of this bundle, and why those before it were passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for name, make in sources:
         found = _attempt(make, bundle)
         if isinstance(found, Reference):

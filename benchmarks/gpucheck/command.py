@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NO_GPU = 2
+_INTERRUPTED = 130
 _REFERENCE_CLIPS = 32
 
 
@@ -35,6 +36,9 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
     except MilnceError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped. What was seen until then is in the report.", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

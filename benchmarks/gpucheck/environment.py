@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpucheck.record import ABSENT, PASSED
-from helpers.gpu_parts import find_parts
+from helpers.gpu_parts import PARTS, find_parts
+from milnce.cuda import gpus
 
 if TYPE_CHECKING:
     from gpucheck.record import Recorder
@@ -29,19 +30,25 @@ _SMI_S = 20
 
 
 def run(_: Settings, record: Recorder) -> None:
-    """Write down the parts, then the GPU."""
-    parts = find_parts()
-    for name, part in parts.items():
+    """Write down the GPU, then part by part what can be used; a library that ends the process is the last one named."""
+    for name in PARTS:
+        record.start(name)
+        (part,) = find_parts([name]).values()
         record.add("part", name, PASSED if part.present else ABSENT, part.problem or "", version=part.version)
-    if not parts["cuda"].present:
-        return
-    with record.guarded("gpu", "gpu"):
-        from milnce.cuda import gpus  # noqa: PLC0415 - after the bindings were found
+        if name == "cuda":
+            if not part.present:
+                return
+            _describe(record)
+    with record.guarded("cudnn", "cudnn"):
+        record.add("cudnn", "cudnn", PASSED, version=_cudnn())
 
+
+def _describe(record: Recorder) -> None:
+    with record.guarded("gpu", "gpu"):
         found = gpus()
         record.add("gpu", "gpu", PASSED, count=len(found), driver=_driver(), smi=smi(), **asdict(found[0]))
     with record.guarded("versions", "versions"):
-        record.add("versions", "versions", PASSED, packages=_versions(), cudnn=_cudnn())
+        record.add("versions", "versions", PASSED, packages=_versions())
 
 
 def _versions() -> dict[str, str]:

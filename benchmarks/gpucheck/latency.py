@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucheck.environment import smi
 from gpucheck.models import candidates, opened
-from gpucheck.record import ABSENT, ERROR, FAILED, MEASURED
+from gpucheck.record import ABSENT, ERROR, FAILED, LEFT_OUT, MEASURED
 from gpucheck.rows import BackendSource, Row, Source, TorchSource
 from gpucheck.settings import Settings, Subject, read_subjects
 from gpucheck.timing import interleaved, summary
@@ -126,5 +126,6 @@ def _verdict(record: Recorder, name: str, bucket: int, row: Row) -> dict[str, An
         failures = row.gate.failures(agreement)
         if not failures:
             return {"gate": row.gate.name, **agreement.to_json()}
-        record.add("latency", check, FAILED, "; ".join(failures), **data, parity=agreement.to_json())
+        outcome = FAILED if row.ours else LEFT_OUT
+        record.add("latency", check, outcome, "; ".join(failures), **data, parity=agreement.to_json())
     return None

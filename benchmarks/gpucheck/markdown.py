@@ -41,7 +41,7 @@ def checks(document: dict[str, Any], kind: str) -> Iterator[Event]:
 
 
 def _head(document: dict[str, Any]) -> str:
-    gpu, versions = (_data(document, kind) for kind in ("gpu", "versions"))
+    gpu, versions, cudnn = (_data(document, kind) for kind in ("gpu", "versions", "cudnn"))
     host, counts = document["host"], document["counts"]
     capability = ".".join(map(str, gpu.get("compute_capability", ["?"])))
     cuda = ".".join(map(str, gpu.get("driver_cuda", ["?"])))
@@ -51,7 +51,7 @@ def _head(document: dict[str, Any]) -> str:
     ending = "" if document["exit_code"] is None else f", exit code {document['exit_code']}"
     gpu_line = (
         f"{document['gpu']}, compute capability {capability}, {_bytes(gpu.get('total_bytes'))}; "
-        f"driver {gpu.get('driver')}, which runs CUDA {cuda}; cuDNN {versions.get('cudnn')}. "
+        f"driver {gpu.get('driver')}, which runs CUDA {cuda}; cuDNN {cudnn.get('version')}. "
         f"{host['cpu']}, {host['cores']} cores; Python {host['python']}; {packages}."
     )
     state_line = (

@@ -20,6 +20,7 @@ FAILED = "failed"
 ERROR = "error"  # it raised, or its process died
 MEASURED = "measured"  # a figure and no judgement
 ABSENT = "absent"  # what it needs is not on this host
+LEFT_OUT = "left out"  # something to compare with that cannot be compared with
 
 BAD = (FAILED, ERROR)
 

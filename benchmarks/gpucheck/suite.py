@@ -30,6 +30,7 @@ def run(settings: Settings, record: Recorder) -> None:
 
     os.environ[gpu_plugin.PRESENT] = ",".join(settings.present)
     os.environ[gpu_plugin.RESULTS] = str(record.path)
+    os.environ["MILNCE_GPU_PLANS"] = str(settings.plans / "tests")  # built once, also when this runs again
     # No configuration file: it names plugins that this host may lack.
     arguments = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-p", "no:cacheprovider", "-ra"]
     arguments += ["--strict-markers", "-W", "error::milnce.errors.MilnceWarning"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpucheck.record import ABSENT, BAD, MEASURED, PASSED
+from gpucheck.record import ABSENT, BAD, LEFT_OUT, MEASURED, PASSED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ def _speeds(found: Sequence[Event]) -> list[str]:
             f"One clip is {FLOP_PER_CLIP / 1e9:.1f} GFLOP. The bound is {BOUND_H200_FP16_S * 1e6:.0f} us a clip",
         ]
         lines[-1] += ", one H200 at FP16 with every layer at the larger of its arithmetic and its memory traffic."
-    refused = [check for check in found if check["outcome"] in (*BAD, ABSENT)]
+    refused = [check for check in found if check["outcome"] in (*BAD, ABSENT, LEFT_OUT)]
     return [*lines, "", *(f"- no speed: {check['check']}: {_cell(check['detail'])}" for check in refused)]
 
 

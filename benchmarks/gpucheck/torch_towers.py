@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from milnce_convert.parity import BF16_GATE, FP16_GATE, FP32_GATE, Gate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# TF32 keeps as many bits of a factor as FP16.
-MODES: dict[str, Gate] = {"FP32": FP32_GATE, "TF32": FP16_GATE, "FP16": FP16_GATE, "bf16": BF16_GATE}
+# TF32 keeps as many bits of a factor as FP16; a GPU without it computes in FP32.
+_TF32_GATE = replace(FP16_GATE, name="tf32", may_be_identical=True)
+MODES: dict[str, Gate] = {"FP32": FP32_GATE, "TF32": _TF32_GATE, "FP16": FP16_GATE, "bf16": BF16_GATE}
 _HALF = {"FP16": "float16", "bf16": "bfloat16"}
 _SEED = 0
 

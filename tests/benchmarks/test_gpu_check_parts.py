@@ -61,6 +61,21 @@ def test_parity_checks_every_precision_form_and_bucket(settings: Settings) -> No
         assert all(figures["rows"] in (6, 12) for figures in event["data"]["outputs"].values())
 
 
+@pytest.mark.usefixtures("simulated")
+def test_every_bucket_is_run_in_batches_of_its_size(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    run = GpuBackend.run
+
+    def spy(self: GpuBackend, feeds: Any, **options: Any) -> Any:  # noqa: ANN401
+        sizes.append(len(next(iter(feeds.values()))))
+        return run(self, feeds, **options)
+
+    monkeypatch.setattr(GpuBackend, "run", spy)
+    events_of(parity.run, settings)
+    video, text = [1] * 12 + [4] * 3, [1] * 6 + [4, 2]
+    assert sorted(sizes) == sorted(2 * (2 * video + text))  # two precisions, two forms of the clips
+
+
 def swapped_clips(outputs: dict[str, Any]) -> Mapping[str, Any]:
     rows = outputs["video_embedding"].copy()
     rows[[0, 5]] = rows[[5, 0]]

@@ -1,6 +1,6 @@
 """What the tests on a GPU share: the device, a bundle, plans of it, and its graphs on each backend that is here.
 
-MILNCE_GPU_BUNDLE names another bundle than the committed demo.
+MILNCE_GPU_BUNDLE names another bundle than the committed demo, MILNCE_GPU_PLANS a folder where its plans are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from helpers.gpu_models import Opener
 
 ROOT = Path(__file__).parents[2]
-BUNDLE = "MILNCE_GPU_BUNDLE"
+BUNDLE, PLANS = "MILNCE_GPU_BUNDLE", "MILNCE_GPU_PLANS"
 MOST_CLIPS = 70
 
 # pytest takes its hooks from a conftest's names.
@@ -58,8 +58,8 @@ def clips(expected: Reference) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="session")
 def plans(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of plans of both towers, built here by tensorrt."""
-    folder = tmp_path_factory.mktemp("tensorrt") / "plans"
+    """Return a folder of plans of both towers, built here by tensorrt, or those of an earlier run that still fit."""
+    folder = Path(os.environ[PLANS]) if PLANS in os.environ else tmp_path_factory.mktemp("tensorrt") / "plans"
     build(bundle, folder)
     return folder
 
