@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from gpucheck import runner
@@ -19,7 +22,6 @@ from milnce_convert.parity import FP32_GATE, compare, require
 from milnce_convert.reference import from_onnxruntime, read
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
     from benchmarks.conftest import Tiny
@@ -255,3 +257,21 @@ def test_each_part_leaves_time_for_those_after_it(settings: Settings, monkeypatc
     clock[0], tight = 0.0, list(run_parts(parts, settings, budget_s=12))
     assert [result["outcome"] for result in tight] == [PASSED, PASSED, NOT_RUN]
     assert tight[2]["detail"] == "10 of 12 s of the budget were used"
+
+
+def test_every_part_begins_on_a_host_that_has_numpy_and_little_else() -> None:
+    code = """
+        import sys
+        for name in "pytest typer rich torch onnx onnx_ir onnxscript onnxruntime openvino av cuda tensorrt".split():
+            sys.modules[name] = None
+        sys.path[:0] = ["benchmarks", "runtime", "convert", "tests"]
+        from importlib import import_module
+        from gpucheck.part import MODULES
+        for module in MODULES.values():
+            assert callable(import_module(f"gpucheck.{module}").run)
+        import gpucheck.command
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(code)]
+    site = str(Path(np.__file__).parents[1])
+    found = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": site}, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
