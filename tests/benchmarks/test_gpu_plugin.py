@@ -78,7 +78,9 @@ def test_a_skip_of_what_is_there_is_a_failure(tmp_path: Path) -> None:
     assert details["test_evasive"]["detail"] == "skipped although cuda, onnxruntime are here: not today"
     assert details["test_absent"]["detail"].startswith("torch: ")
     assert details["test_half_absent"]["data"]["needs"] == ["cuda", "onnxruntime", "torch"]
-    assert "assert 1 == 2" in details["test_bad"]["detail"]
+    assert details["test_bad"]["detail"].startswith("assert 1 == 2 (")
+    assert "test_made_up.py:" in details["test_bad"]["detail"]
+    assert "def test_bad(): assert 1 == 2" in details["test_bad"]["data"]["text"]
 
 
 def test_what_was_promised_and_is_not_found_is_a_failure(tmp_path: Path) -> None:

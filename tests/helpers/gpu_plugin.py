@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 PRESENT, RESULTS = "MILNCE_GPU_PRESENT", "MILNCE_GPU_RESULTS"
+_TEXT = 4_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -92,6 +93,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or not report.passed:
         outcome = "absent" if report.skipped else report.outcome
         data = {"seconds": report.duration, **dict(report.user_properties)}
+        if report.failed:
+            data["text"] = report.longreprtext[-_TEXT:]
         _write_end(report.nodeid, outcome, "" if report.passed else _reason(report), data)
 
 
@@ -108,8 +111,12 @@ def _promised() -> set[str]:
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
-    skipped = report.longrepr
-    return str(skipped[2]).removeprefix("Skipped: ") if isinstance(skipped, tuple) else str(skipped)
+    """Return why a test was skipped, or what it failed with and where, in a line."""
+    found = report.longrepr
+    if isinstance(found, tuple):
+        return str(found[2]).removeprefix("Skipped: ")
+    crash = getattr(found, "reprcrash", None)
+    return str(found) if crash is None else f"{crash.message} ({crash.path}:{crash.lineno})"
 
 
 @functools.cache
