@@ -13,6 +13,7 @@ from gpucheck import bundles, latency, memory, models, parity, plans, rtx
 from gpucheck.record import ABSENT, ERROR, FAILED, MEASURED, PASSED, Recorder, read_events
 from gpucheck.rows import ON_GPU, RUN, STREAM
 from gpucheck.settings import read_subjects
+from milnce.backends import BackendChoice
 from milnce.backends.gpu import GpuBackend
 from milnce.errors import BackendError
 from milnce_convert.reference import read, write
@@ -154,6 +155,16 @@ def test_a_candidate_that_cannot_be_opened_is_an_error_and_the_others_go_on(
         assert event["detail"] == ("RuntimeError: a library broke" if broken else "")
         assert ("in refuse" in event["data"].get("traceback", "")) == broken
     assert len(events) == 3 + 6
+
+
+@pytest.mark.usefixtures("simulated")
+def test_another_backend_than_the_one_asked_for_is_not_taken(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "select", lambda *_, **__: BackendChoice("onnxruntime", "cpu", "fp32", "tests"))
+    for event in events_of(parity.run, settings):
+        assert event["outcome"] == ERROR
+        assert "was asked for and ('onnxruntime', 'cpu', 'fp32') runs" in event["detail"]
 
 
 @pytest.mark.usefixtures("simulated")
