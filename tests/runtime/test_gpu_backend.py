@@ -1,7 +1,8 @@
-"""The ring that batches go through on a GPU, over a simulated one: order, memory, threads, failures."""
+"""What every backend on a GPU does with batches, over a simulated one: sizes, order, threads, futures, streams."""
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -9,94 +10,35 @@ import numpy as np
 import pytest
 
 from helpers import fake_cuda
+from helpers.doubling import SIZES, Doubling, doubled, floats, hold_completions
 from milnce.backends.base import CudaOptions
-from milnce.backends.gpu import GpuBackend
-from milnce.backends.slots import Bucket, Layout
-from milnce.cuda import Cuda
-from milnce.errors import DeviceMemoryError
-from milnce.manifest import GraphFile
-from milnce.specs import Dimension, TensorSpec
+from milnce.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
-    from numpy.typing import NDArray
-
+    from helpers.doubling import Floats
     from helpers.fake_cuda import FakeCuda
-    from milnce.backends.slots import Slot
 
-WIDTH = 5
-SIZES = (1, 2, 4, 8)
-BATCH = Dimension("N", 1, None)
-GRAPH = GraphFile(
-    module="projection",
-    input_form="mixed_5c",
-    precision="fp32",
-    file="projection-fp32.onnx",
-    sha256="0" * 64,
-    bytes=1,
-    opset=20,
-    inputs=(TensorSpec("mixed_5c", "float32", (BATCH, Dimension.fixed(WIDTH))),),
-    outputs=(TensorSpec("video_embedding", "float32", (BATCH, Dimension.fixed(WIDTH))),),
-)
+    Opened = Callable[..., Doubling]
 
-
-class Doubling(GpuBackend):
-    """A graph that doubles its input and adds 1, on the simulated GPU."""
-
-    name = "doubling"
-    largest_batch = SIZES[-1]
-
-    def __init__(self, fake: FakeCuda, options: CudaOptions, scratch_row_bytes: int = 64) -> None:
-        self.fake = fake
-        self.scratch_row_bytes = scratch_row_bytes
-        self.enqueued: list[int] = []
-        cuda = Cuda(0, device_limit_bytes=options.device_limit_bytes, pinned_limit_bytes=options.pinned_limit_bytes)
-        super().__init__(GRAPH, precision="fp32", cuda=cuda, options=options)
-
-    def _bucket(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> Bucket:
-        size = next((size for size in SIZES if size >= rows), SIZES[-1])
-        inputs = {name: (size, *shape) for name, shape in shapes.items()}
-        outputs = {"video_embedding": (size, WIDTH)}
-        dtypes = {"mixed_5c": "float32", "video_embedding": "float32"}
-        return Bucket(size, 0, Layout.of(inputs, dtypes), Layout.of(outputs, dtypes), size * self.scratch_row_bytes)
-
-    def _enqueue(self, slot: Slot, bucket: Bucket) -> None:
-        self.enqueued.append(bucket.rows)
-        source, destination = slot.device_inputs.pointer, slot.device_outputs.pointer
-        nbytes, scratch = bucket.rows * WIDTH * 4, self._ring.scratch
-
-        def kernel() -> None:
-            self.fake.view(scratch, bucket.scratch_bytes)[:] = 1
-            values = self.fake.view(source, nbytes).view(np.float32)
-            self.fake.view(destination, nbytes).view(np.float32)[:] = values * 2 + 1
-
-        self.fake.launch(
-            self._ring.compute.handle,
-            kernel,
-            accesses=[
-                fake_cuda.reads(source, nbytes),
-                fake_cuda.writes(destination, nbytes),
-                fake_cuda.writes(scratch, bucket.scratch_bytes),
-            ],
-        )
-
-
-Open = "Callable[..., Doubling]"
-
-
-@pytest.fixture(params=[("lazy", 0), ("random", 1), ("random", 2), ("eager", 0)], ids=lambda p: f"{p[0]}{p[1]}")
-def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    policy, seed = request.param
-    return fake_cuda.install(monkeypatch, policy=policy, seed=seed)
+POLICIES = [("lazy", 0), ("random", 1), ("random", 2)]
+every_policy = pytest.mark.parametrize("fake", POLICIES, indirect=True, ids=lambda p: f"{p[0]}{p[1]}")
 
 
 @pytest.fixture
-def opened(fake: FakeCuda) -> Iterator[Callable[..., Doubling]]:
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    policy, seed = getattr(request, "param", POLICIES[0])
+    return fake_cuda.install(monkeypatch, policy=policy, seed=seed, gpus=[fake_cuda.FakeGpu(), fake_cuda.FakeGpu("B")])
+
+
+@pytest.fixture
+def opened(fake: FakeCuda) -> Iterator[Opened]:
     backends: list[Doubling] = []
 
-    def make(**options: Any) -> Doubling:  # noqa: ANN401 - CudaOptions' own
-        backends.append(Doubling(fake, CudaOptions(**options)))
+    def make(device: int = 0, **options: Any) -> Doubling:  # noqa: ANN401 - CudaOptions' own
+        backends.append(Doubling(fake, CudaOptions(**options), device=device))
         return backends[-1]
 
     yield make
@@ -105,106 +47,202 @@ def opened(fake: FakeCuda) -> Iterator[Callable[..., Doubling]]:
     fake.check()
 
 
-def rows(count: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed + count).random((count, WIDTH), dtype=np.float32)
-
-
-def run(backend: Doubling, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = backend.run({"mixed_5c": array})["video_embedding"]
+def run(backend: Doubling, array: Floats) -> Floats:
+    result: Floats = backend.run({"mixed_5c": array})["video_embedding"]
     return result
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9, 30, 70])
-def test_batches_of_any_size_are_split_and_padded_in_order(opened: Callable[..., Doubling], count: int) -> None:
-    backend = opened()
-    array = rows(count)
-    np.testing.assert_array_equal(run(backend, array), array * 2 + 1)
-    whole, rest = divmod(count, SIZES[-1])
-    padded = [next(size for size in SIZES if size >= rest)] if rest else []
-    assert backend.enqueued == [SIZES[-1]] * whole + padded
+def result(future: Future[dict[str, Any]]) -> Floats:
+    found: Floats = future.result(timeout=60)["video_embedding"]
+    return found
 
 
-def test_stream_yields_in_order_and_takes_no_more_than_the_slots_ahead(opened: Callable[..., Doubling]) -> None:
-    backend = opened(slots=2)
-    taken = 0
-
-    def batches() -> Iterator[dict[str, NDArray[np.float32]]]:
-        nonlocal taken
-        for index in range(20):
-            taken += 1
-            yield {"mixed_5c": rows(index % 11 + 1, seed=index)}
-
-    for index, found in enumerate(backend.stream(batches())):
-        np.testing.assert_array_equal(found["video_embedding"], rows(index % 11 + 1, seed=index) * 2 + 1)
-        assert taken - index <= 3
-    assert taken == 20
+# Batches
 
 
-def test_submitted_batches_may_be_changed_by_the_caller_at_once(opened: Callable[..., Doubling]) -> None:
-    backend = opened()
-    array = rows(6)
-    expected = array * 2 + 1
-    future = backend.submit({"mixed_5c": array})
-    array[:] = 0
-    np.testing.assert_array_equal(future.result(timeout=60)["video_embedding"], expected)
+@every_policy
+def test_batches_of_any_size_are_split_and_padded_in_order(opened: Opened) -> None:
+    for count in [1, 2, 3, 5, 8, 9, 30, 70]:
+        backend = opened()
+        array = floats(count)
+        np.testing.assert_array_equal(run(backend, array), doubled(array))
+        whole, rest = divmod(count, SIZES[-1])
+        padded = [next(size for size in SIZES if size >= rest)] if rest else []
+        assert backend.enqueued == [SIZES[-1]] * whole + padded
 
 
-def test_results_are_the_callers_own(opened: Callable[..., Doubling]) -> None:
-    backend = opened(slots=1)
-    first = run(backend, rows(4))
-    kept = first.copy()
-    run(backend, rows(4, seed=9))
-    np.testing.assert_array_equal(first, kept)
-
-
-def test_many_threads_share_one_backend(opened: Callable[..., Doubling]) -> None:
+@every_policy
+def test_many_threads_share_one_backend(opened: Opened) -> None:
     backend = opened(slots=2)
 
     def work(seed: int) -> None:
         for count in (1, 3, 8, 17, 2):
-            array = rows(count, seed)
+            array = floats(count, seed)
             if (seed + count) % 2:
-                np.testing.assert_array_equal(run(backend, array), array * 2 + 1)
+                np.testing.assert_array_equal(run(backend, array), doubled(array))
             else:
-                found = backend.submit({"mixed_5c": array}).result(timeout=60)
-                np.testing.assert_array_equal(found["video_embedding"], array * 2 + 1)
+                np.testing.assert_array_equal(result(backend.submit({"mixed_5c": array})), doubled(array))
 
     with ThreadPoolExecutor(8) as threads:
-        for done in [threads.submit(work, seed) for seed in range(24)]:
+        for done in [threads.submit(work, seed) for seed in range(16)]:
             done.result(timeout=120)
 
 
-def test_memory_is_allocated_once_and_anew_only_for_a_larger_batch(
-    opened: Callable[..., Doubling], fake: FakeCuda
+@pytest.mark.parametrize("kind", ["strides", "byte order", "read-only", "Fortran order"])
+def test_host_arrays_of_any_layout_are_taken(opened: Opened, kind: str) -> None:
+    array = floats(6)
+    expected = doubled(array)
+    if kind == "strides":
+        wide = np.zeros((12, 10), np.float32)
+        wide[::2, ::-2] = array
+        array = wide[::2, ::-2]
+    elif kind == "byte order":
+        array = array.astype(">f4")
+        assert array.dtype.name == "float32"
+    elif kind == "read-only":
+        array.flags.writeable = False
+    else:
+        array = np.asfortranarray(array)
+    np.testing.assert_array_equal(run(opened(), array), expected)
+
+
+def test_wrong_batches_are_refused_before_anything_is_enqueued(opened: Opened, fake: FakeCuda) -> None:
+    backend = opened()
+    before = fake.counts["cudaMemcpyAsync"]
+    for feeds, text in (
+        ({"mixed_5c": floats(0)}, r"N is 0, .*expected N=1.."),
+        ({"mixed_5c": floats(1)[:, :4]}, "axis 1 is 4"),
+        ({"mixed_5c": floats(1)[0]}, "rank 1 given"),
+        ({"mixed_5c": floats(1).astype(float)}, "dtype float64 given, float32 expected"),
+        ({"clip": floats(1)}, r"inputs \['clip'\] given"),
+        ({}, r"inputs \[\] given"),
+        ({"mixed_5c": [1.0]}, "a numpy.ndarray or an array on the GPU expected, list given"),
+    ):
+        for call in (backend.run, backend.submit):
+            with pytest.raises(InputError, match=text):
+                call(feeds)
+    assert fake.counts["cudaMemcpyAsync"] == before
+
+
+def test_results_are_the_caller_s_own(opened: Opened) -> None:
+    backend = opened(slots=1)
+    first = run(backend, floats(4))
+    kept = first.copy()
+    run(backend, floats(4, seed=9))
+    np.testing.assert_array_equal(first, kept)
+
+
+# Futures and streams
+
+
+@every_policy
+def test_submitted_batches_may_be_changed_by_the_caller_at_once(opened: Opened) -> None:
+    backend = opened()
+    for count in (6, 19):
+        array = floats(count)
+        expected = doubled(array)
+        future = backend.submit({"mixed_5c": array})
+        array[:] = 0
+        np.testing.assert_array_equal(result(future), expected)
+        assert not future.cancel()
+
+
+@every_policy
+def test_stream_yields_in_order_and_takes_no_more_than_the_slots_ahead(opened: Opened) -> None:
+    backend = opened(slots=2)
+    taken = 0
+
+    def coming() -> Iterator[dict[str, Floats]]:
+        nonlocal taken
+        for index in range(20):
+            taken += 1
+            yield {"mixed_5c": floats(index % 11 + 1, seed=index)}
+
+    for index, found in enumerate(backend.stream(coming())):
+        np.testing.assert_array_equal(found["video_embedding"], doubled(floats(index % 11 + 1, seed=index)))
+        assert taken - index <= 3
+    assert taken == 20
+
+
+def test_copies_do_not_wait_for_the_compute_of_other_batches(
+    opened: Opened, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = opened(slots=3)
-    run(backend, rows(2))
-    small = (backend.device_bytes, backend.pinned_bytes)
-    before = fake.counts["cudaMalloc"]
+    run(backend, floats(8))
+    gate, ran = hold_completions(monkeypatch), []
+    compute = backend._ring.compute.handle  # noqa: SLF001
+    backend.on_enqueue = lambda: fake.launch(compute, lambda: ran.append(1))
+    first = len(fake.calls)
+    futures = [backend.submit({"mixed_5c": floats(8)}) for _ in range(3)]
+    # All three are in the GPU's queues, and nothing has run: the copies of each are in a stream of their own.
+    assert ran == []
+    streams = [call.args[4] for call in fake.calls[first:] if call.name == "cudaMemcpyAsync"]
+    assert [streams.count(stream) for stream in dict.fromkeys(streams)] == [2, 2, 2]
+    assert compute not in streams
+    gate.set()
+    for future in futures:
+        np.testing.assert_array_equal(result(future), doubled(floats(8)))
+
+
+def test_stream_raises_in_the_place_of_the_batch_that_is_wrong(opened: Opened) -> None:
+    backend = opened(slots=2)
+
+    def coming(*, fails: bool) -> Iterator[dict[str, Any]]:
+        yield {"mixed_5c": floats(1)}
+        yield {"mixed_5c": floats(2)}
+        if fails:
+            raise OSError("the disk is gone")
+        yield {"mixed_5c": floats(2).astype(int)}
+        yield {"mixed_5c": floats(3)}
+
+    for fails, error in ((True, OSError), (False, InputError)):
+        stream = backend.stream(coming(fails=fails))
+        for count in (1, 2):
+            np.testing.assert_array_equal(next(stream)["video_embedding"], doubled(floats(count)))
+        with pytest.raises(error):
+            next(stream)
+    # One that is left half way holds nothing that others wait for.
+    left = backend.stream({"mixed_5c": floats(8)} for _ in range(10))
+    next(left)
     for _ in range(5):
-        run(backend, rows(2))
-        run(backend, rows(1))
-    assert fake.counts["cudaMalloc"] == before
-    run(backend, rows(8))
-    large = (backend.device_bytes, backend.pinned_bytes)
-    assert large[0] > small[0]
-    allocated = fake.counts["cudaMalloc"]
-    run(backend, rows(70))
-    assert fake.counts["cudaMalloc"] == allocated
-    assert (backend.device_bytes, backend.pinned_bytes) == large
-    assert backend.device_bytes == 3 * (256 + 256) + 8 * 64
-    assert backend.pinned_bytes == 3 * (256 + 256)
+        run(backend, floats(20))
+    left.close()  # type: ignore[attr-defined] # of a generator
 
 
-def test_a_batch_past_the_declared_memory_is_refused_and_smaller_ones_still_run(
-    opened: Callable[..., Doubling],
+@pytest.mark.parametrize("what", ["run", "submit", "close"])
+def test_a_callback_may_wait_for_slots_that_other_futures_hold(opened: Opened, what: str) -> None:
+    backend = opened(slots=1)
+    slot_is_taken, done = threading.Event(), threading.Event()
+    found: list[Any] = []
+
+    def called(_: object) -> None:
+        assert slot_is_taken.wait(60)
+        if what == "close":
+            backend.close()
+        else:
+            found.append(getattr(backend, what)({"mixed_5c": floats(11)}))
+        done.set()
+
+    backend.submit({"mixed_5c": floats(1)}).add_done_callback(called)
+    second = backend.submit({"mixed_5c": floats(2)})
+    slot_is_taken.set()
+    assert done.wait(60)
+    np.testing.assert_array_equal(result(second), doubled(floats(2)))
+    if what == "run":
+        np.testing.assert_array_equal(found[0]["video_embedding"], doubled(floats(11)))
+    elif what == "submit":
+        np.testing.assert_array_equal(result(found[0]), doubled(floats(11)))
+
+
+def test_a_callback_that_ends_its_thread_does_not_end_the_others(
+    opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend = opened(slots=2, device_limit_bytes=2 * 512 + 2 * 64)
-    small = rows(2)
-    np.testing.assert_array_equal(run(backend, small), small * 2 + 1)
-    for _ in range(2):
-        with pytest.raises(DeviceMemoryError, match="would pass the declared limit of 1,152"):
-            run(backend, rows(8))
-        np.testing.assert_array_equal(run(backend, small), small * 2 + 1)
-    assert isinstance(backend.submit({"mixed_5c": rows(8)}).exception(timeout=60), DeviceMemoryError)
-    np.testing.assert_array_equal(run(backend, small), small * 2 + 1)
+    backend = opened()
+
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    backend.submit({"mixed_5c": floats(1)}).add_done_callback(leave)
+    for _ in range(3):
+        np.testing.assert_array_equal(result(backend.submit({"mixed_5c": floats(2)})), doubled(floats(2)))
+    assert "a future's callback failed" in caplog.text

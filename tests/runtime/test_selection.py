@@ -15,6 +15,7 @@ import milnce
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce import backends
 from milnce.backends import Availability, onnxruntime, openvino, selection, tensorrt
+from milnce.cuda import GpuInfo
 from milnce.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ WHOLE = {
 }
 
 
+GPUS = tuple(GpuInfo(index, "NVIDIA Test", (9, 0), 2**30, (13, 0), 1) for index in range(2))
 NO_DRIVER = "tensorrt on cuda, onnxruntime on cuda: there is no NVIDIA driver here (libcuda.so.1)"
 
 
@@ -36,6 +38,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, found: Iterable[Availability] = (),
     """Let the probes answer as on a machine where `found` differs from `WHOLE`."""
     answers = {**WHOLE, **{item.name: item for item in found}}
     monkeypatch.setattr(selection, "_driver_problem", lambda: None if driver else selection.NO_DRIVER)
+    monkeypatch.setattr("milnce.cuda.gpus", lambda: GPUS)
     monkeypatch.setattr(tensorrt, "probe", lambda: answers["tensorrt"])
     monkeypatch.setattr(openvino, "probe", lambda: answers["openvino"])
     monkeypatch.setattr(onnxruntime, "probe", lambda: answers["onnxruntime"])

@@ -1,24 +1,30 @@
-"""The parts a batch is split into on its way through the ring, and how their results come together again."""
+"""The parts a batch is split into on its way through the ring, and the copies into and out of pinned memory."""
 
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milnce.errors import BackendError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
-    from milnce.backends.slots import Bucket, Slot
+    from milnce.backends.layouts import Bucket
+    from milnce.backends.slots import Ring, Slot
     from milnce.cuda import Event
     from milnce.device_arrays import DeviceArray
+
+    Outputs = dict[str, NDArray[Any]]
 
 # Threads and bytes from which on a copy is shared among them. One thread fills pinned memory at some 10 GB/s on a
 # server, that is 2,000 clips of 4.8 MB a second, and a large GPU computes more than that.
@@ -26,9 +32,9 @@ _COPY_THREADS = 4
 _SHARED_COPY_BYTES = 2**20
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
-    """Rows of a batch that run at once.
+    """Rows of a batch that run at once. It is what holds a slot.
 
     Attributes:
         bucket: What they are padded to.
@@ -37,7 +43,7 @@ class Part:
         feeds: The whole batch's inputs.
         arrived: When inputs on the device may be read; None if all are on the host.
         results: Where results that stay on the device go; None if they are downloaded.
-        slot: The slot they run in.
+        slot: The slot they run in, or ran in last.
     """
 
     bucket: Bucket
@@ -55,36 +61,50 @@ class Part:
         return self.slot
 
 
-class Joined:
-    """Puts the parts of one batch together, and then resolves its future. May be used from two threads."""
-
-    def __init__(self, count: int) -> None:
-        self.future: Future[dict[str, NDArray[Any]]] = Future()
-        # What is on its way to the GPU cannot be called back.
-        self.future.set_running_or_notify_cancel()
-        self._lock = Lock()
-        self._count = count
-        self._parts: list[dict[str, NDArray[Any]]] = []
-
-    def add(self, outputs: dict[str, NDArray[Any]]) -> None:
-        """Take the results of the next part."""
-        with self._lock:
-            self._parts.append(outputs)
-            complete = len(self._parts) == self._count and not self.future.done()
-        if complete:
-            self.future.set_result(join(self._parts))
-
-    def fail(self, error: BaseException) -> None:
-        """Fail the batch; results of its other parts are dropped."""
-        with self._lock:
-            first = not self.future.done()
-            if first:
-                self._count = 0
-        if first:
-            self.future.set_exception(error)
+def split(
+    feeds: Mapping[str, NDArray[Any] | DeviceArray],
+    bucket_of: Callable[[int], Bucket],
+    *,
+    arrived: Event | None,
+    results: Mapping[str, DeviceArray] | None,
+) -> list[Part]:
+    """Split a batch into parts, each of the bucket that `bucket_of` gives for the rows that are left."""
+    parts, first, count = [], 0, len(next(iter(feeds.values())))
+    while first < count:
+        bucket = bucket_of(count - first)
+        rows = min(bucket.rows, count - first)
+        parts.append(Part(bucket, first, rows, feeds, arrived, results))
+        first += rows
+    return parts
 
 
-def join(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+def finish(ring: Ring, part: Part) -> Outputs:
+    """Wait for a part, take its results out of pinned memory, and give its slot back.
+
+    Raises:
+        CudaError: if its work failed. The slot is still held then: `Ring.abandon` takes it back.
+    """
+    slot, layout = part.held(), part.bucket.outputs
+    slot.finished.synchronize()
+    outputs = {}
+    if part.results is None:
+        outputs = {name: slot.output_array(layout, name)[: part.rows].copy() for name in layout.shapes}
+    ring.release(part)
+    return outputs
+
+
+def settle(parts: Sequence[Part]) -> None:
+    """Wait for parts that were started, whether or not they succeed.
+
+    A slot may have gone to another part since; that one's end comes later still.
+    """
+    for part in parts:
+        if part.slot is not None:
+            with suppress(BackendError):
+                part.slot.finished.synchronize()
+
+
+def join(parts: Sequence[Outputs]) -> Outputs:
     """Return the parts' rows one after the other."""
     if len(parts) == 1:
         return parts[0]
@@ -95,25 +115,30 @@ class Copier:
     """Copies arrays, large ones by several threads."""
 
     def __init__(self) -> None:
-        count = min(_COPY_THREADS, os.cpu_count() or 1)
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="milnce-copy")
-        self._count = count
+        self._count = min(_COPY_THREADS, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="milnce-copy")
 
     def copy(self, destination: NDArray[Any], source: NDArray[Any]) -> None:
         """Copy `source` into `destination`, a contiguous array of the same shape, whatever the source's strides.
 
-        An integer source may be wider than its destination: TensorRT 8.5 takes int64 ids as int32.
+        An integer source may be wider than its destination (TensorRT 8.5 takes int64 ids as int32), and of the other
+        byte order. Nothing is copied any more when this returns or raises.
         """
         if source.nbytes < _SHARED_COPY_BYTES or not source.flags.c_contiguous or source.dtype != destination.dtype:
             np.copyto(destination, source, casting="same_kind")
             return
         to, of = destination.reshape(-1), source.reshape(-1)
         bounds = np.linspace(0, to.size, self._count + 1).astype(int)
-        spans = [slice(start, stop) for start, stop in pairwise(bounds)]
-        # NumPy gives up the interpreter's lock while it copies.
-        others = [self._threads.submit(np.copyto, to[span], of[span]) for span in spans[1:]]
-        np.copyto(to[spans[0]], of[spans[0]])
-        for other in others:
+        first, *others = [slice(start, stop) for start, stop in pairwise(bounds)]
+        under_way: list[Future[None]] = []
+        try:
+            # NumPy gives up the interpreter's lock while it copies.
+            for span in others:
+                under_way.append(self._threads.submit(np.copyto, to[span], of[span]))  # noqa: PERF401
+            np.copyto(to[first], of[first])
+        finally:
+            wait(under_way)  # interrupted or not: another batch may get this memory next
+        for other in under_way:
             other.result()
 
     def close(self) -> None:

@@ -2,57 +2,83 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import weakref
 from abc import abstractmethod
 from collections import deque
-from contextlib import ExitStack, suppress
-from queue import SimpleQueue
-from threading import Lock, Thread, current_thread
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from milnce.backends.base import Backend, CudaOptions
-from milnce.backends.batches import Copier, Joined, Part, join
-from milnce.backends.slots import Bucket, Ring, Slot
-from milnce.device_arrays import DeviceArray, as_device_array, is_device_array
-from milnce.errors import BackendError, InputError
+from milnce.backends.batches import Copier, Part, finish, join, settle, split
+from milnce.backends.completion import Completer, Joined
+from milnce.backends.intake import Arrivals, check_values, room
+from milnce.backends.slots import Ring
+from milnce.cuda import Cuda, call
+from milnce.device_arrays import DeviceArray
+from milnce.errors import BackendError, CudaError, MilnceError
 from milnce.specs import check_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
-    from milnce.cuda import Cuda, Stream
+    from milnce.backends.layouts import Bucket
+    from milnce.backends.slots import Slot
+    from milnce.cuda import Stream
     from milnce.manifest import GraphFile
+
+    Outputs = dict[str, NDArray[Any]]
+
+_LOG = logging.getLogger("milnce.backends")
+
+
+def open_gpu(device: int, *, device_limit_bytes: int | None, pinned_limit_bytes: int | None) -> Cuda:
+    """Open a GPU, and leave the calling thread's current one as it is. See `milnce.cuda.Cuda`."""
+    before = None
+    with suppress(CudaError):  # what is wrong is said below
+        before = call("cudaGetDevice")
+    try:
+        return Cuda(device, device_limit_bytes=device_limit_bytes, pinned_limit_bytes=pinned_limit_bytes)
+    finally:
+        if before is not None:
+            call("cudaSetDevice", before)
 
 
 class GpuBackend(Backend):
     """One graph on a GPU. May be called from many threads at once.
 
     Batches are split at the largest bucket, and what is left is padded to the next one. A host array is copied once,
-    into pinned memory, whatever its strides. A subclass says which buckets there are and how one is enqueued.
+    into pinned memory, whatever its strides. Batches are computed in the order in which they were started, so one
+    whose arrays on the GPU are late holds up those after it. A subclass says which buckets there are and how one is
+    enqueued.
     """
 
-    def __init__(self, graph: GraphFile, *, precision: str, cuda: Cuda, options: CudaOptions) -> None:
+    def __init__(
+        self, graph: GraphFile, *, precision: str, cuda: Cuda, options: CudaOptions, index_limit: int | None = None
+    ) -> None:
         index = cuda.info.index
         super().__init__(graph, device="cuda" if index == 0 else f"cuda:{index}", precision=precision)
         self._cuda = cuda
         self._options = options
+        self._index_limit = index_limit
+        self._process = os.getpid()
         # One batch is enqueued at a time: contexts and sessions may not be used by two threads at once.
         self._enqueueing = Lock()
-        self._closing = Lock()
-        self._completions: SimpleQueue[tuple[Part, Joined] | None] = SimpleQueue()
-        self._completer: Thread | None = None
-        with ExitStack() as resources:
+        self._changing = Lock()
+        self._completer: Completer | None = None
+        self._freed = False
+        with cuda.active(), ExitStack() as partial:
             self._copier = Copier()
-            resources.callback(self._copier.close)
-            # Producers of device arrays are waited for on this stream, and slots then wait for an event of it.
-            self._arrivals: Stream = resources.enter_context(cuda.stream())
+            partial.callback(self._copier.close)
+            self._arrivals = Arrivals(cuda)
+            partial.callback(self._arrivals.close)
             self._ring = Ring(cuda, options.slots)
-            resources.callback(self._ring.close)
-            self._resources = resources.pop_all()
+            partial.pop_all()
 
     @abstractmethod
     def _bucket(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> Bucket:
@@ -70,6 +96,10 @@ class GpuBackend(Backend):
     def _enqueue(self, slot: Slot, bucket: Bucket) -> None:
         """Enqueue the graph on the ring's compute stream, from the slot's device inputs to its device outputs."""
 
+    @abstractmethod
+    def _free_library(self) -> None:
+        """Free what the library holds. Nothing is under way, and what was kept for the slots is closed."""
+
     @property
     def device_bytes(self) -> int:
         """Device memory that this graph's inputs, outputs, scratch and results on the device take now."""
@@ -85,119 +115,170 @@ class GpuBackend(Backend):
     ) -> dict[str, Any]:
         """Run one batch. See `Backend.run`.
 
+        With `cuda_stream` this waits on the host only while every slot is in use. Results on the GPU may be dropped
+        when what reads them has been done.
+
         Raises:
             DeviceMemoryError: if there is no memory for a batch of this size. Smaller ones still run.
         """
-        parts = self._parts(feeds, on_device=on_device or cuda_stream is not None, cuda_stream=cuda_stream)
-        if cuda_stream is not None:
-            return self._run_on_stream(parts, self._cuda.borrowed_stream(cuda_stream))
-        outputs: list[dict[str, NDArray[Any]]] = []
-        under_way: deque[Part] = deque()
-        try:
+        self._refuse_closed()
+        with self._cuda.active(), self._batch(feeds, on_device=on_device, cuda_stream=cuda_stream) as parts:
+            if cuda_stream is not None:
+                self._run_behind(parts, self._cuda.borrowed_stream(cuda_stream))
+                return dict(parts[0].results or {})
+            outputs = self._run_in_turn(parts)
+            return join(outputs) if parts[0].results is None else dict(parts[0].results)
+
+    def submit(self, feeds: Mapping[str, Any]) -> Future[Outputs]:
+        """Start one batch and return its future. Blocks while every slot is in use. See `Backend.submit`.
+
+        Callbacks of the future run on a thread of this backend. They may run or submit batches and close the backend,
+        but not wait for another future of it: nobody is left to tell that one.
+        """
+        completer = self._running_completer()
+        with self._cuda.active(), self._batch(feeds, on_device=False, cuda_stream=None) as parts:
+            joined = Joined(len(parts))
             for part in parts:
-                self._start(part, self._slot(part, under_way, outputs))
-                under_way.append(part)
-            while under_way:
-                outputs.append(self._finish(under_way.popleft()))
-        except BaseException:
-            for part in under_way:
-                with suppress(BackendError):
-                    self._finish(part)
-            raise
-        return dict(parts[0].results) if parts[0].results is not None else join(outputs)
+                try:
+                    part.slot = self._ring.acquire(part.bucket, part)
+                    self._start(part, part.slot)
+                except BaseException as error:
+                    self._ring.abandon([part])
+                    if not isinstance(error, BackendError):
+                        raise
+                    joined.fail(error)
+                    break
+                completer.add(part, joined)
+            return joined.future
 
-    def submit(self, feeds: Mapping[str, Any]) -> Future[dict[str, NDArray[Any]]]:
-        """Start one batch and return its future. Blocks while every slot is in use. See `Backend.submit`."""
-        parts = self._parts(feeds, on_device=False, cuda_stream=None)
-        joined = Joined(len(parts))
-        self._start_completer()
-        for part in parts:
+    def stream(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[Outputs]:
+        """Run batches, copying some while others are computed. See `Backend.stream`.
+
+        What `batches` raises, or is refused, is raised in its place: after the results of the batches before it.
+        """
+        futures: deque[Future[Outputs]] = deque()
+        coming = iter(batches)
+        failed: Exception | None = None
+        while failed is None:
             try:
-                self._start(part, self._ring.acquire(part.bucket))
-            except BackendError as error:
-                joined.fail(error)
+                feeds = next(coming)
+                futures.append(self.submit(feeds))
+            except StopIteration:
                 break
-            self._completions.put((part, joined))
-        return joined.future
-
-    def stream(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Run batches, copying some while others are computed. See `Backend.stream`."""
-        futures: deque[Future[dict[str, NDArray[Any]]]] = deque()
-        for feeds in batches:
-            futures.append(self.submit(feeds))
+            except Exception as error:  # noqa: BLE001 - it is raised below
+                failed = error
             if len(futures) > self._options.slots:
                 yield futures.popleft().result()
         while futures:
             yield futures.popleft().result()
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
-        """Wait for the batches in flight, then free everything. A second call does nothing."""
-        with self._closing:
-            if self._closed:
-                return
-            super().close()
-        self._resources.close()  # the ring waits for its slots, which the completer gives back
-        if self._completer is not None:
-            self._completions.put(None)
-            if self._completer is not current_thread():  # closed in a future's callback
-                self._completer.join()
+        """Wait for the batches in flight, then free everything. A second call does nothing.
 
-    def _parts(self, feeds: Mapping[str, Any], *, on_device: bool, cuda_stream: int | None) -> list[Part]:
-        """Check a batch, find out when its arrays on the device may be read, and split it into buckets."""
-        self._refuse_closed()
-        arrays = {name: self._readable(name, value) for name, value in feeds.items()}
+        What CUDA refuses to free, as after an error that lost its context, is logged.
+        """
+        super().close()
+        if os.getpid() != self._process:  # what the parent process holds is not this one's to free
+            return
+        self._ring.drain()
+        with self._changing:
+            freed_before, self._freed = self._freed, True
+        if freed_before:
+            return
+        with ExitStack() as current:
+            with suppress(MilnceError):  # without it the frees below are tried even so
+                current.enter_context(self._cuda.active())
+            # Graphs and bindings before the contexts and sessions they came from, those before their streams.
+            completing = () if self._completer is None else (self._completer.close,)
+            steps = (*completing, self._ring.forget, self._free_library, self._ring.close, self._arrivals.close)
+            for step in (*steps, self._copier.close):
+                self._free(step)
+
+    def _free(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - what comes after it is freed all the same
+            # As text: whoever keeps log records must not keep what the error's frames hold.
+            _LOG.warning("%s: not everything could be freed: %s", str(self), str(error))
+
+    def _refuse_closed(self) -> None:
+        if os.getpid() != self._process:
+            raise BackendError(
+                f"{self.name}: {self.graph} was opened in process {self._process}, and this is a fork of it, where "
+                "CUDA does not work; load the model here, in a process started with the 'spawn' method"
+            )
+        super()._refuse_closed()
+
+    @contextmanager
+    def _batch(self, feeds: Mapping[str, Any], *, on_device: bool, cuda_stream: int | None) -> Iterator[Sequence[Part]]:
+        """Check a batch, find out when its arrays on the device may be read, and split it into parts.
+
+        If the block fails, room for results is freed once nothing writes there any more.
+        """
+        arrays = self._arrivals.take(feeds)
         check_feeds(self.inputs, arrays)
-        arrived = None
-        if any(isinstance(array, DeviceArray) for array in arrays.values()) or cuda_stream is not None:
-            if cuda_stream is not None:
-                with self._cuda.event() as reached:
-                    reached.record(self._cuda.borrowed_stream(cuda_stream))
-                    self._arrivals.wait(reached)
-            arrived = self._cuda.event()
-            arrived.record(self._arrivals)
         shapes = {name: tuple(array.shape[1:]) for name, array in arrays.items()}
         count = len(next(iter(arrays.values())))
-        results = self._device_results(count, shapes) if on_device else None
-        parts, first = [], 0
-        while first < count:
-            bucket = self._bucket(count - first, shapes)
-            rows = min(bucket.rows, count - first)
-            parts.append(Part(bucket, first, rows, arrays, arrived, results))
-            first += rows
-        return parts
+        largest = self._bucket(count, shapes)
+        check_values(arrays, largest.inputs, self._index_limit)
+        with ExitStack() as resources, ExitStack() as on_error:
+            arrived = results = None
+            if cuda_stream is not None or any(isinstance(array, DeviceArray) for array in arrays.values()):
+                arrived = resources.enter_context(self._cuda.event())
+                self._arrivals.mark(arrived, caller=cuda_stream)
+            if on_device or cuda_stream is not None:
+                results = room(self._cuda, count, largest.outputs, on_error, stream=cuda_stream)
+            parts = split(arrays, lambda rows: self._bucket(rows, shapes), arrived=arrived, results=results)
+            on_error.callback(settle, parts)
+            yield parts
+            on_error.pop_all()  # the results are the caller's now
 
-    def _readable(self, name: str, value: Any) -> NDArray[Any] | DeviceArray:  # noqa: ANN401 - anything may be given
-        if isinstance(value, np.ndarray):
-            return value
-        if is_device_array(value):
-            return as_device_array(value, self._cuda, self._arrivals, name=name)
-        raise InputError(f"{name}: a numpy.ndarray or an array on the GPU expected, {type(value).__name__} given")
+    def _run_in_turn(self, parts: Sequence[Part]) -> list[Outputs]:
+        """Run parts and wait for them, with as many under way as there are slots to be had."""
+        outputs: list[Outputs] = []
+        under_way: deque[Part] = deque()
+        try:
+            for part in parts:
+                # Waiting for a slot while holding others may deadlock, so those are given back first.
+                while under_way and part.slot is None:
+                    part.slot = self._ring.try_acquire(part.bucket, part)
+                    if part.slot is None:
+                        outputs.append(finish(self._ring, under_way.popleft()))
+                part.slot = part.slot or self._ring.acquire(part.bucket, part)
+                self._start(part, part.slot)
+                under_way.append(part)
+            while under_way:
+                outputs.append(finish(self._ring, under_way.popleft()))
+        except BaseException:
+            self._ring.abandon(parts)
+            raise
+        return outputs
 
-    def _device_results(self, count: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, DeviceArray]:
-        layout = self._bucket(count, shapes).outputs
-        with ExitStack() as partial:
-            results = {}
-            for name, shape in layout.shapes.items():
-                buffer = partial.enter_context(self._cuda.device_buffer(count * layout.row_bytes(name)))
-                dtype = np.dtype(layout.dtypes[name])
-                results[name] = DeviceArray(
-                    buffer.pointer, (count, *shape[1:]), dtype, device=self._cuda.info.index, owner=buffer
-                )
-            partial.pop_all()
-        return results
+    def _run_behind(self, parts: Sequence[Part], stream: Stream) -> None:
+        """Start parts and let `stream` wait for them; the host does not."""
+        completer = self._running_completer()
+        for part in parts:
+            try:
+                part.slot = self._ring.acquire(part.bucket, part)
+                self._start(part, part.slot)
+                stream.wait(part.slot.finished)
+            except BaseException:
+                self._ring.abandon([part])
+                raise
+            completer.add(part, None)
 
-    def _slot(self, part: Part, under_way: deque[Part], outputs: list[dict[str, NDArray[Any]]]) -> Slot:
-        """Return a slot for `part`, finishing parts before it for one: waiting while holding slots may deadlock."""
-        while under_way:
-            slot = self._ring.try_acquire(part.bucket)
-            if slot is not None:
-                return slot
-            outputs.append(self._finish(under_way.popleft()))
-        return self._ring.acquire(part.bucket)
+    def _running_completer(self) -> Completer:
+        with self._changing:
+            self._refuse_closed()
+            if self._completer is None:
+                self._completer = Completer(self.name, self._ring)
+                weakref.finalize(self, self._completer.end)
+            return self._completer
 
     def _start(self, part: Part, slot: Slot) -> None:
-        """Enqueue a part's upload, its graph and its download; on an error give its slot back."""
-        part.slot = slot
+        """Enqueue a part's upload, its graph and its download."""
         try:
             self._upload(part, slot)
             slot.uploaded.record(slot.stream)
@@ -208,14 +289,10 @@ class GpuBackend(Backend):
             slot.stream.wait(slot.computed)
             self._download(part, slot)
             slot.finished.record(slot.stream)
-        except BaseException as error:
-            with suppress(BackendError):  # what was enqueued still reads and writes the buffers
-                slot.stream.synchronize()
-                self._ring.compute.synchronize()
-            self._ring.release(slot)
-            if isinstance(error, Exception) and not isinstance(error, BackendError):
-                raise BackendError(f"{self.name} failed to run {self.graph} with {part.rows} rows: {error}") from error
+        except MilnceError:
             raise
+        except Exception as error:
+            raise BackendError(f"{self.name} failed to run {self.graph} with {part.rows} rows: {error}") from error
 
     def _upload(self, part: Part, slot: Slot) -> None:
         layout = part.bucket.inputs
@@ -225,8 +302,6 @@ class GpuBackend(Backend):
         for name, array in part.feeds.items():
             pointer, nbytes = slot.device_inputs.pointer + layout.offsets[name], part.rows * layout.row_bytes(name)
             if isinstance(array, DeviceArray):
-                if array.dtype != layout.dtypes[name]:  # TensorRT 8.5 takes int64 ids as int32
-                    raise InputError(f"{name}: this plan takes {layout.dtypes[name]} on the GPU; give a numpy.ndarray")
                 source = array.pointer + part.first * layout.row_bytes(name)
                 self._cuda.copy(pointer, source, nbytes, slot.stream)
             else:
@@ -242,40 +317,3 @@ class GpuBackend(Backend):
             else:
                 destination = part.results[name].pointer + part.first * layout.row_bytes(name)
                 self._cuda.copy(destination, pointer, nbytes, slot.stream)
-
-    def _finish(self, part: Part) -> dict[str, NDArray[Any]]:
-        """Wait for a part, take its results out of pinned memory, and give its slot back."""
-        slot = part.held()
-        try:
-            slot.finished.synchronize()
-            if part.results is not None:
-                return {}
-            layout = part.bucket.outputs
-            return {name: slot.output_array(layout, name)[: part.rows].copy() for name in layout.shapes}
-        finally:
-            self._ring.release(slot)
-
-    def _run_on_stream(self, parts: Sequence[Part], stream: Stream) -> dict[str, Any]:
-        """Start all parts, let `stream` wait for them, and return without waiting on the host."""
-        self._start_completer()
-        joined = Joined(len(parts))
-        for part in parts:
-            self._start(part, self._ring.acquire(part.bucket))
-            stream.wait(part.held().finished)
-            self._completions.put((part, joined))
-        return dict(parts[0].results or {})
-
-    def _start_completer(self) -> None:
-        with self._closing:
-            self._refuse_closed()
-            if self._completer is None:
-                self._completer = Thread(target=self._complete, name=f"milnce-{self.name}", daemon=True)
-                self._completer.start()
-
-    def _complete(self) -> None:
-        while (item := self._completions.get()) is not None:
-            part, joined = item
-            try:
-                joined.add(self._finish(part))
-            except BaseException as error:  # noqa: BLE001 - the future carries it to its reader
-                joined.fail(error)

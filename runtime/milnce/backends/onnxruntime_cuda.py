@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milnce.backends.base import CudaOptions, check_signature
-from milnce.backends.gpu import GpuBackend
-from milnce.backends.slots import Bucket, Layout
-from milnce.cuda import Cuda
+from milnce.backends.gpu import GpuBackend, open_gpu
+from milnce.backends.layouts import Bucket, Layout
 from milnce.errors import BackendError, BackendUnavailableError, DeviceMemoryError
 
 if TYPE_CHECKING:
@@ -54,13 +53,20 @@ class OnnxRuntimeCudaBackend(GpuBackend):
     name = NAME
 
     def __init__(
-        self, model: bytes, graph: GraphFile, *, device: int, precision: str, options: CudaOptions | None = None
+        self,
+        model: bytes,
+        graph: GraphFile,
+        *,
+        device: int,
+        precision: str,
+        options: CudaOptions | None = None,
+        index_limit: int | None = None,
     ) -> None:
         options = options or CudaOptions()
         limit = options.device_limit_bytes
         ring_limit = None if limit is None else max(limit // _RING_SHARE, 1)
-        cuda = Cuda(device, device_limit_bytes=ring_limit, pinned_limit_bytes=options.pinned_limit_bytes)
-        super().__init__(graph, precision=precision, cuda=cuda, options=options)
+        cuda = open_gpu(device, device_limit_bytes=ring_limit, pinned_limit_bytes=options.pinned_limit_bytes)
+        super().__init__(graph, precision=precision, cuda=cuda, options=options, index_limit=index_limit)
         self._session: Any = None
         self._buckets: dict[tuple[object, ...], Bucket] = {}
         batch = graph.inputs[0].shape[0]
@@ -68,14 +74,13 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         self._sizes = [size for size in sizes if batch.accepts(size)] or [batch.minimum]
         self.largest_batch = self._sizes[-1]
         try:
-            self._session = self._open(model, None if limit is None or ring_limit is None else limit - ring_limit)
+            with cuda.active():
+                self._session = self._open(model, None if limit is None or ring_limit is None else limit - ring_limit)
         except BaseException:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Wait for the batches in flight, then free the session."""
-        super().close()
+    def _free_library(self) -> None:
         self._session = None
 
     def _open(self, model: bytes, limit: int | None) -> Any:  # noqa: ANN401 - the library is not typed

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from milnce.backends.base import Availability, Backend, BackendChoice, CudaOptions
-from milnce.errors import BackendUnavailableError, BundleError, InputError
+from milnce.errors import BackendError, BackendUnavailableError, BundleError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,14 +65,13 @@ def select(
         raise InputError(f"precision {precision!r} given; precisions are {', '.join(PRECISIONS)}")
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailableError(f"backend {backend!r} asked for; backends are auto, {', '.join(BACKENDS)}")
-    # Asked of the system and not of a library: on a machine without a GPU nothing of CUDA is even imported.
-    gpu_problem = _driver_problem()
     passed_over: list[tuple[str, str]] = []
     for name, kind in _ORDER:
         if backend not in ("auto", name) or not device.startswith(("auto", kind)):
             continue
         where = f"{name} on {kind}"
-        if kind == "cuda" and gpu_problem is not None:
+        gpu_problem = _gpu_problem(device_index(device)) if kind == "cuda" else None
+        if gpu_problem is not None:
             passed_over.append((where, gpu_problem))
             continue
         found: Availability = _module(name).probe()
@@ -80,7 +79,9 @@ def select(
         plans_folder, obstacle, taken = None, _obstacle(found, kind, precision or "fp32"), precision or "fp32"
         if obstacle is None and name == "tensorrt":
             plans_folder = plans or (None if bundle is None else bundle.path / "plans")
-            taken, obstacle = _plan_precision(precision, bundle, plans_folder, modules, device_index(wanted))
+            taken, obstacle = _plan_precision(
+                precision, bundle, plans_folder, modules, device_index(wanted), whole=backend == "auto"
+            )
         if obstacle is None:
             reason = _reason(found, backend, device, precision, passed_over)
             return BackendChoice(name, wanted, taken, reason, _sentences(passed_over), plans_folder)
@@ -98,6 +99,7 @@ def open_graph(
     *,
     threads: int | None = None,
     cuda: CudaOptions | None = None,
+    index_limit: int | None = None,
 ) -> Backend:
     """Open a graph in the chosen backend.
 
@@ -108,6 +110,9 @@ def open_graph(
         graph: Its entry in the manifest.
         threads: CPU threads for one run; None for every core.
         cuda: How much of a GPU it may take.
+        index_limit: Rows of the table that integer inputs point into: the vocabulary's words and the padding. A GPU
+            gives numbers for ids outside it, so there they are refused; None where the table is not known, and only
+            negative ids are refused.
 
     Raises:
         BackendUnavailableError: if the device cannot be had.
@@ -118,7 +123,7 @@ def open_graph(
         from milnce.backends import tensorrt  # noqa: PLC0415 - backends load on use
 
         index = device_index(choice.device)
-        return tensorrt.open_graph(graph, plans=choice.plans, device=index, options=cuda)
+        return tensorrt.open_graph(graph, plans=choice.plans, device=index, options=cuda, index_limit=index_limit)
     if model is None:
         raise InputError(f"{choice.name} takes the ONNX file of {graph}; none given")
     if choice.device != "cpu":
@@ -127,7 +132,9 @@ def open_graph(
         from milnce.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend  # noqa: PLC0415 - backends load on use
 
         index = device_index(choice.device)
-        return OnnxRuntimeCudaBackend(model, graph, device=index, precision=choice.precision, options=cuda)
+        return OnnxRuntimeCudaBackend(
+            model, graph, device=index, precision=choice.precision, options=cuda, index_limit=index_limit
+        )
     opened: Backend = _module(choice.name).open_graph(model, graph, precision=choice.precision, threads=threads)
     return opened
 
@@ -150,29 +157,59 @@ def _driver_problem() -> str | None:
     return None
 
 
+def _gpu_problem(index: int) -> str | None:
+    """Return why there is no GPU `index` to use, or None.
+
+    Asked of the system first, and not of a library: on a machine without a GPU nothing of CUDA is even imported.
+    """
+    if (problem := _driver_problem()) is not None:
+        return problem
+    from milnce.cuda import gpus  # noqa: PLC0415 - only where there is a driver
+
+    try:
+        found = gpus()
+    except BackendError as error:
+        return str(error)
+    if index < len(found):
+        return None
+    return f"there is no GPU {index} here, only {', '.join(f'cuda:{gpu.index} ({gpu.name})' for gpu in found)}"
+
+
 def _plan_precision(
-    precision: str | None, bundle: Bundle | None, folder: Path | None, modules: Sequence[str], device: int
+    precision: str | None,
+    bundle: Bundle | None,
+    folder: Path | None,
+    modules: Sequence[str],
+    device: int,
+    *,
+    whole: bool,
 ) -> tuple[str, str | None]:
-    """Return the precision in which there are plans, or what is in the way."""
+    """Return the precision in which there are plans, or what is in the way.
+
+    With `whole` a damaged plan is in the way too; without, opening it says so.
+    """
     from milnce.backends import tensorrt  # noqa: PLC0415 - backends load on use
 
     if bundle is None or folder is None:
         return "", "plans belong to a bundle, and none was given"
-    problems = []
+    problems: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for wanted in (precision,) if precision else _PLAN_PRECISIONS:
         try:
             graphs = [
                 bundle.graph(module, precision="fp32" if module == "projection" else wanted) for module in modules
             ]
         except BundleError as error:
-            problems.append(str(error))
+            missing[wanted] = str(error)
             continue
-        problem = tensorrt.plans_problem(folder, graphs, device)
+        problem = tensorrt.plans_problem(folder, graphs, device, whole=whole)
         if problem is None:
             return wanted, None
-        problems.append(problem)
-    # The first is about the precision that is best to have.
-    return "", problems[0]
+        problems[wanted] = problem.replace("\n  - ", " - ")
+    # About the plans that are there, or else about those that would be best to have.
+    held = tensorrt.precisions_of(folder, modules)
+    told = [problem for wanted, problem in problems.items() if wanted in held] or [*problems.values()][:1]
+    return "", "; ".join(told or missing.values())
 
 
 def _obstacle(found: Availability, device: str, precision: str) -> str | None:

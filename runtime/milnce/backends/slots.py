@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from milnce.backends.layouts import Capacity
 from milnce.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from milnce.backends.layouts import Bucket, Layout
     from milnce.cuda import Cuda, DeviceBuffer, Event, PinnedBuffer, Stream
-
-# cudaMalloc aligns to 256 bytes, and TensorRT wants its tensors so.
-_ALIGNMENT = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the tensors of one batch lie in a slot's buffers.
-
-    Attributes:
-        shapes: Shape of each tensor.
-        dtypes: NumPy's name of each tensor's dtype.
-        offsets: Bytes from the start of the buffer.
-        nbytes: Size of them all.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, str]
-    offsets: Mapping[str, int]
-    nbytes: int
-
-    @classmethod
-    def of(cls, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> Layout:
-        """Lay tensors out one after the other."""
-        offsets, end = {}, 0
-        for name, shape in shapes.items():
-            offsets[name] = end
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtypes[name]).itemsize
-            end += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return cls(dict(shapes), dict(dtypes), offsets, end)
-
-    def row_bytes(self, name: str) -> int:
-        """Return the bytes of one row, that is of one clip or sentence, of tensor `name`."""
-        return int(np.prod(self.shapes[name][1:], dtype=np.int64)) * np.dtype(self.dtypes[name]).itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """A batch of fixed shapes that the backend is ready to run: what smaller batches are padded to.
-
-    Attributes:
-        rows: Clips or sentences.
-        profile: Index of the plan's profile; 0 where there are none.
-        inputs: The inputs in a slot's input buffers.
-        outputs: The outputs in a slot's output buffers.
-        scratch_bytes: Device memory for what lies between them, used by one batch at a time.
-    """
-
-    rows: int
-    profile: int
-    inputs: Layout
-    outputs: Layout
-    scratch_bytes: int
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What tells two buckets apart."""
-        return (self.profile, *self.inputs.shapes.items())
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """Bytes a ring holds for each slot's inputs and outputs, and once for all as scratch."""
-
-    inputs: int = 0
-    outputs: int = 0
-    scratch: int = 0
-
-    def holds(self, bucket: Bucket) -> bool:
-        """Whether `bucket` fits."""
-        return self.grown(bucket) == self
-
-    def grown(self, bucket: Bucket) -> Capacity:
-        """Return the smallest capacity that holds `bucket` and what this one holds."""
-        return Capacity(
-            max(self.inputs, bucket.inputs.nbytes),
-            max(self.outputs, bucket.outputs.nbytes),
-            max(self.scratch, bucket.scratch_bytes),
-        )
 
 
 class Slot:
@@ -103,15 +23,17 @@ class Slot:
 
     Attributes:
         index: Its place in the ring.
+        holder: Who has it, None if it is free.
         stream: Carries the slot's copies, in both directions.
         uploaded: The inputs are on the device.
         computed: The outputs are on the device.
         finished: Nothing of the batch is under way any more.
-        kept: What a backend keeps for this slot and its present addresses (contexts, graphs, bindings), by bucket.
+        kept: What a backend keeps for this slot and its present addresses (graphs, bindings), by bucket.
     """
 
     def __init__(self, cuda: Cuda, index: int, resources: ExitStack) -> None:
         self.index = index
+        self.holder: object | None = None
         self.stream: Stream = resources.enter_context(cuda.stream())
         self.uploaded: Event = resources.enter_context(cuda.event())
         self.computed: Event = resources.enter_context(cuda.event())
@@ -131,17 +53,26 @@ class Slot:
             self.pinned_outputs = partial.enter_context(self._cuda.pinned_buffer(capacity.outputs))
             self.device_inputs = partial.enter_context(self._cuda.device_buffer(capacity.inputs))
             self.device_outputs = partial.enter_context(self._cuda.device_buffer(capacity.outputs))
-            # Rows that pad a batch are computed too: they must be numbers, and never what another program left behind.
-            self._cuda.fill(self.device_inputs.pointer, 0, capacity.inputs, self.stream)
-            self.stream.synchronize()
+            try:
+                # Rows that pad a batch are computed too: they must be numbers, and not what another program left.
+                self._cuda.fill(self.device_inputs.pointer, 0, capacity.inputs, self.stream)
+                self.stream.synchronize()
+            except BaseException:
+                with suppress(BackendError):  # the first error says more; but nothing is freed under work
+                    self.stream.synchronize()
+                raise
             self._buffers = partial.pop_all()
+
+    def forget(self) -> None:
+        """Close what was kept for the present addresses."""
+        with ExitStack() as closes:
+            while self.kept:
+                closes.callback(self.kept.popitem()[1].close)
 
     def free(self) -> None:
         """Free the buffers and what was kept for their addresses."""
-        kept, self.kept = list(self.kept.values()), {}
         try:
-            for item in kept:
-                item.close()
+            self.forget()
         finally:
             self._buffers.close()
 
@@ -158,7 +89,8 @@ class Ring:
     """A fixed number of slots, and the scratch memory they share.
 
     Nothing is allocated until the first batch says how large batches are, and anew only for a batch that is larger
-    than any before it.
+    than any before it. A slot is held by whoever is named in it: that is one assignment, so an interrupted thread
+    either has a slot or has not, and `release` and `abandon` find out which.
 
     Attributes:
         cuda: The GPU.
@@ -175,20 +107,18 @@ class Ring:
         self._condition = Condition()
         self._growing = 0  # threads that want every slot; no other gets one until they have had them
         self._closed = False
-        self._resources = ExitStack()
         with ExitStack() as partial:
             self.compute = partial.enter_context(cuda.stream())
             self.slots = [Slot(cuda, index, partial) for index in range(count)]
             self._resources = partial.pop_all()
-        self._free = list(self.slots)
 
     @property
     def scratch(self) -> int:
         """Address of the shared scratch memory, 0 if there is none."""
         return 0 if self._scratch is None else self._scratch.pointer
 
-    def acquire(self, bucket: Bucket) -> Slot:
-        """Wait for a free slot that holds `bucket`.
+    def acquire(self, bucket: Bucket, holder: object) -> Slot:
+        """Wait for a free slot that holds `bucket`, and let `holder` have it.
 
         Raises:
             BackendError: if the ring is closed.
@@ -196,69 +126,96 @@ class Ring:
         """
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: (self._free and not self._growing) or self._closed)
+                self._condition.wait_for(lambda: self._closed or (self._free() and not self._growing))
                 self._refuse_closed()
                 if self.capacity.holds(bucket):
-                    return self._free.pop(0)
+                    return self._take(holder)
             self._grow(bucket)
 
-    def try_acquire(self, bucket: Bucket) -> Slot | None:
-        """Return a slot that is free now and holds `bucket`, or None."""
+    def try_acquire(self, bucket: Bucket, holder: object) -> Slot | None:
+        """Let `holder` have a slot that is free now and holds `bucket`, if there is one."""
         with self._condition:
             self._refuse_closed()
-            if self._free and not self._growing and self.capacity.holds(bucket):
-                return self._free.pop(0)
+            if self._free() and not self._growing and self.capacity.holds(bucket):
+                return self._take(holder)
             return None
 
-    def release(self, slot: Slot) -> None:
-        """Give a slot back."""
+    def release(self, holder: object) -> None:
+        """Take back what `holder` has, if anything; nothing of it may be under way on the GPU."""
         with self._condition:
-            self._free.append(slot)
+            for slot in self.slots:
+                if slot.holder is holder:
+                    slot.holder = None
             self._condition.notify_all()
 
-    def close(self) -> None:
-        """Wait for the batches in flight, then free everything. A second call does nothing."""
+    def abandon(self, holders: Sequence[object]) -> None:
+        """Take back what `holders` have after an error, once the GPU is done with what they enqueued."""
+        held = [slot for slot in self.slots if any(slot.holder is holder for holder in holders)]
+        try:
+            for stream in (*(slot.stream for slot in held), *([self.compute] if held else [])):
+                with suppress(BackendError):  # the first error says more
+                    stream.synchronize()
+        finally:
+            for holder in holders:
+                self.release(holder)
+
+    def drain(self) -> None:
+        """Refuse new batches from now on, and wait for those in flight. May be called again when interrupted."""
         with self._condition:
-            if self._closed:
-                return
             self._closed = True
             self._condition.notify_all()
-            self._condition.wait_for(lambda: len(self._free) == len(self.slots))
-            try:
-                self._deallocate()
-            finally:
-                self._resources.close()
+            self._condition.wait_for(lambda: len(self._free()) == len(self.slots))
+
+    def forget(self) -> None:
+        """Close what was kept for the slots' addresses. The ring must be drained."""
+        with ExitStack() as closes:
+            for slot in self.slots:
+                closes.callback(slot.forget)
+
+    def close(self) -> None:
+        """Free everything. The ring must be drained; a second call does nothing."""
+        try:
+            self._deallocate()
+        finally:
+            self._resources.close()
+
+    def _free(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.holder is None]
+
+    def _take(self, holder: object) -> Slot:
+        slot = self._free()[0]
+        slot.holder = holder
+        return slot
 
     def _grow(self, bucket: Bucket) -> None:
-        with self._all_slots():
-            if self.capacity.holds(bucket):  # another thread came first
-                return
+        holder = object()
+        try:
+            self._take_all(holder)
             before, wanted = self.capacity, self.capacity.grown(bucket)
+            if before == wanted:  # another thread came first
+                return
             self._deallocate()  # first, so that the peak is what is declared and not the sum of both
             try:
                 self._allocate(wanted)
             except BaseException:
-                self._allocate(before)
+                with suppress(BackendError):  # the first error says more; the next batch allocates what it needs
+                    self._allocate(before)
                 raise
+        finally:
+            self.release(holder)
 
-    @contextmanager
-    def _all_slots(self) -> Iterator[None]:
-        """Take every slot, so that no batch is in flight, and give them back."""
+    def _take_all(self, holder: object) -> None:
+        """Take every slot, so that no batch is in flight."""
         with self._condition:
             self._growing += 1
             try:
                 # While another thread grows the ring it holds every slot, so this waits for it too.
-                self._condition.wait_for(lambda: len(self._free) == len(self.slots) or self._closed)
+                self._condition.wait_for(lambda: self._closed or len(self._free()) == len(self.slots))
                 self._refuse_closed()
-                self._free.clear()
+                for slot in self.slots:
+                    slot.holder = holder
             finally:
                 self._growing -= 1
-                self._condition.notify_all()
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._free = list(self.slots)
                 self._condition.notify_all()
 
     def _allocate(self, capacity: Capacity) -> None:
@@ -266,13 +223,13 @@ class Ring:
             return
         allocated: list[Slot] = []
         try:
-            if capacity.scratch:
-                self._scratch = self.cuda.device_buffer(capacity.scratch)
+            self._scratch = self.cuda.device_buffer(capacity.scratch)
             for slot in self.slots:
                 slot.allocate(capacity)
                 allocated.append(slot)
         except BaseException:
-            self._free_all(allocated)
+            with suppress(BackendError):  # the first error says more
+                self._free_all(allocated)
             raise
         self.capacity = capacity
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from milnce.backends.base import Availability, Backend, CudaOptions, check_signature
-from milnce.backends.gpu import GpuBackend
-from milnce.backends.slots import Bucket, Layout
+from milnce.backends.base import Availability, Backend, CudaOptions
+from milnce.backends.gpu import GpuBackend, open_gpu
+from milnce.backends.layouts import Bucket, Layout
+from milnce.backends.runtime_cache import RuntimeCacheFile
 from milnce.backends.tensorrt_engine import Engine
-from milnce.cuda import Cuda, gpus
-from milnce.errors import BackendError, CudaUnavailableError, InputError, PlanError
-from milnce.plans import find_plan, installed_libraries, library_problems, read_plan
+from milnce.backends.tensorrt_match import check_engine
+from milnce.cuda import gpus
+from milnce.errors import BackendError, InputError, PlanError
+from milnce.plans import find_plan, installed_libraries, library_problems, read_plan, sidecars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from milnce.backends.slots import Slot
-    from milnce.cuda import Graph
+    from milnce.cuda import Cuda, Graph
     from milnce.manifest import GraphFile
-    from milnce.plans import Library, Plan, PlanProfile
+    from milnce.plans import Plan, PlanProfile
     from milnce.specs import TensorSpec
+
+_LOG = logging.getLogger("milnce.backends")
 
 NAME = "tensorrt"
 
@@ -32,7 +37,7 @@ def probe() -> Availability:
     """Say what TensorRT can do here, apart from which plans there are. Never raises."""
     try:
         gpus()
-    except CudaUnavailableError as error:
+    except BackendError as error:
         return Availability(NAME, None, problem=str(error))
     libraries = installed_libraries()
     if not libraries:
@@ -41,23 +46,43 @@ def probe() -> Availability:
     return Availability(NAME, ", ".join(map(str, libraries)), ("cuda",), ("fp16", "fp32"))
 
 
-def plans_problem(folder: Path, graphs: Sequence[GraphFile], device: int) -> str | None:
+def plans_problem(folder: Path, graphs: Sequence[GraphFile], device: int, *, whole: bool) -> str | None:
     """Return why the plans in `folder` cannot run `graphs` on a GPU, with the command that builds them, or None.
 
     Args:
         folder: A bundle's folder of plans.
         graphs: The graphs to run.
         device: Index of the GPU.
+        whole: Whether to hold every plan's bytes against its sidecar too, so that a damaged one is passed over as a
+            stale one is.
     """
     try:
         for graph in graphs:
-            find_plan(folder, graph, _gpu(device), installed_libraries())
+            plan, _ = find_plan(folder, graph, gpus()[device], installed_libraries())
+            if whole:
+                read_plan(folder, plan)
     except PlanError as error:
         return str(error)
     return None
 
 
-def open_graph(graph: GraphFile, *, plans: Path, device: int = 0, options: CudaOptions | None = None) -> Backend:
+def precisions_of(folder: Path, modules: Sequence[str]) -> set[str]:
+    """Return the precisions of the plans in `folder`, whatever their state, of any of `modules`. Never raises."""
+    try:
+        plans, _ = sidecars(folder)
+    except PlanError:
+        return set()
+    return {plan.precision for plan in plans if plan.module in modules}
+
+
+def open_graph(
+    graph: GraphFile,
+    *,
+    plans: Path,
+    device: int = 0,
+    options: CudaOptions | None = None,
+    index_limit: int | None = None,
+) -> Backend:
     """Open the plan of a graph.
 
     Args:
@@ -65,35 +90,34 @@ def open_graph(graph: GraphFile, *, plans: Path, device: int = 0, options: CudaO
         plans: The folder of plans.
         device: Index of the GPU.
         options: How much of the GPU it may take.
+        index_limit: Rows of the table that ids point into; None if unknown.
 
     Raises:
-        CudaUnavailableError: if there is no GPU.
+        CudaUnavailableError: if there is no such GPU.
         PlanError: if there is no plan for this graph, GPU and version, or it is damaged.
         DeviceMemoryError: if its weights do not fit into the GPU's memory.
     """
-    plan, library = find_plan(plans, graph, _gpu(device), installed_libraries())
     options = options or CudaOptions()
-    cuda = Cuda(device, device_limit_bytes=options.device_limit_bytes, pinned_limit_bytes=options.pinned_limit_bytes)
-    cuda.activate()
-    # Checked and deserialised as the same bytes. The cache is beside its plan, in a folder that is the user's alone.
-    engine = Engine(
-        plan,
-        library,
-        read_plan(plans, plan),
-        cuda_graphs=options.cuda_graphs,
-        cache=plans / f"{plan.file}.cache",
+    cuda = open_gpu(
+        device, device_limit_bytes=options.device_limit_bytes, pinned_limit_bytes=options.pinned_limit_bytes
     )
-    try:
-        return TensorRtBackend(graph, plan, library, engine, cuda=cuda, options=options)
-    except BaseException:
-        engine.close()
-        raise
+    plan, library = find_plan(plans, graph, cuda.info, installed_libraries())
+    cache = RuntimeCacheFile(plans / f"{plan.file}.cache", plan.sha256)
+    with cuda.active():
+        # Checked and deserialised as the same bytes.
+        engine = Engine(plan, library, read_plan(plans, plan), cuda_graphs=options.cuda_graphs, cache=cache)
+        try:
+            return TensorRtBackend(graph, plan, engine, cuda=cuda, options=options, index_limit=index_limit)
+        except BaseException:
+            engine.close()
+            raise
 
 
 @dataclass(slots=True)
-class _Prepared:
-    """What a slot keeps for a bucket: that it ran once, and then its CUDA graph."""
+class _Kept:
+    """What a slot keeps for a bucket: whether it ran, and then its CUDA graph."""
 
+    ran: bool = False
     graph: Graph | None = None
 
     def close(self) -> None:
@@ -106,37 +130,38 @@ class TensorRtBackend(GpuBackend):
 
     Attributes:
         plan: The plan's sidecar.
-        library: What runs it.
         largest_batch: Rows of the largest profile.
+        graphs_problem: Why batches no longer run as captured CUDA graphs, or None. It is logged too.
     """
 
     name = NAME
 
     def __init__(
-        self, graph: GraphFile, plan: Plan, library: Library, engine: Engine, *, cuda: Cuda, options: CudaOptions
+        self,
+        graph: GraphFile,
+        plan: Plan,
+        engine: Engine,
+        *,
+        cuda: Cuda,
+        options: CudaOptions,
+        index_limit: int | None = None,
     ) -> None:
+        check_engine(plan, graph, engine)
         self.plan = plan
-        self.library = library
+        self.graphs_problem: str | None = None
         self._engine = engine
-        outputs = [name for name in engine.tensors if name not in engine.inputs]
-        check_signature(f"the plan {plan.file}", graph, engine.inputs, outputs)
-        _check_dtypes(plan, graph, engine)
         self._specs = tuple(_narrowed(spec, plan.profiles) for spec in graph.inputs)
         self.largest_batch = max(profile.shapes[graph.inputs[0].name][2][0] for profile in plan.profiles)
         self._buckets: dict[tuple[object, ...], Bucket] = {}
-        self._contexts: dict[tuple[int, int], Any] = {}
-        super().__init__(graph, precision=plan.precision, cuda=cuda, options=options)
+        self._contexts: dict[tuple[int, int], tuple[Any, tuple[int, ...]]] = {}
+        super().__init__(graph, precision=plan.precision, cuda=cuda, options=options, index_limit=index_limit)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What the plan takes: the graph's inputs, narrowed to the profiles, with batches of any size."""
         return self._specs
 
-    def close(self) -> None:
-        """Wait for the batches in flight, then free the contexts and the engine."""
-        if self._closed:
-            return
-        super().close()
+    def _free_library(self) -> None:
         self._contexts.clear()
         self._engine.close()
 
@@ -167,58 +192,53 @@ class TensorRtBackend(GpuBackend):
         )
 
     def _enqueue(self, slot: Slot, bucket: Bucket) -> None:
-        prepared = slot.kept.get(bucket.key)
-        if prepared is None:
+        kept = slot.kept.setdefault(bucket.key, _Kept())
+        if kept.graph is None:
+            context = self._bound(slot, bucket)
             # The first run of a context settles what a capture may not contain; its results count all the same.
-            self._enqueue_directly(slot, bucket, self._ring.compute.handle)
-            slot.kept[bucket.key] = _Prepared()
-            return
+            if kept.ran and self._is_captured(bucket):
+                kept.graph = self._captured(slot, context)
+            if kept.graph is None:
+                self._engine.enqueue(context, self._ring.compute.handle)
+                kept.ran = True
+                return
+        kept.graph.launch(self._ring.compute)
+
+    def _is_captured(self, bucket: Bucket) -> bool:
         fixed = all(low == high for low, _, high in self.plan.profiles[bucket.profile].shapes.values())
-        if not (self._engine.captures_graphs and fixed):
-            self._enqueue_directly(slot, bucket, self._ring.compute.handle)
-            return
-        if prepared.graph is None:
+        return self._engine.captures_graphs and fixed and self.graphs_problem is None
+
+    def _captured(self, slot: Slot, context: Any) -> Graph | None:  # noqa: ANN401 - the library is not typed
+        """Return a bound context's run as a CUDA graph, or None, and the reason kept, if it cannot be captured."""
+        try:
             # On the slot's own stream: nobody else enqueues there now, and a capture would take that in too.
             with slot.stream.capture() as capture:
-                self._enqueue_directly(slot, bucket, slot.stream.handle)
-            prepared.graph = capture.graph
-        prepared.graph.launch(self._ring.compute)
+                self._engine.enqueue(context, slot.stream.handle)
+        except BackendError as error:
+            self.graphs_problem = str(error)
+            _LOG.warning("%s: batches run without CUDA graphs from now on: %s", str(self), self.graphs_problem)
+            return None
+        return capture.graph
 
-    def _enqueue_directly(self, slot: Slot, bucket: Bucket, stream: int) -> None:
-        context = self._context(slot, bucket.profile)
+    def _bound(self, slot: Slot, bucket: Bucket) -> Any:  # noqa: ANN401 - the library is not typed
+        """Return the slot's context in the bucket's profile, with its shapes, tensors and scratch memory set."""
+        buffers = (slot.device_inputs.pointer, slot.device_outputs.pointer, self._ring.scratch)
+        # TensorRT 8.5 refuses a second context in a profile, so there the slots share one.
+        key = (slot.index if self._engine.shares_profiles else 0, bucket.profile)
+        context, bound = self._contexts.get(key, (None, buffers))
+        if context is None or (self._engine.captures_itself and bound != buffers):
+            # What TensorRT-RTX captured holds the addresses of then, and nothing says that it looks at them again.
+            self._contexts.pop(key, None)
+            context = self._engine.context(bucket.profile, self._ring.compute.handle)
+            self._ring.compute.synchronize()
+        self._contexts[key] = (context, buffers)
         addresses = {
-            name: buffer.pointer + layout.offsets[name]
-            for buffer, layout in ((slot.device_inputs, bucket.inputs), (slot.device_outputs, bucket.outputs))
+            name: pointer + layout.offsets[name]
+            for pointer, layout in zip(buffers, (bucket.inputs, bucket.outputs), strict=False)
             for name in layout.shapes
         }
         self._engine.bind(context, bucket.inputs.shapes, addresses, (self._ring.scratch, bucket.scratch_bytes))
-        self._engine.enqueue(context, stream)
-
-    def _context(self, slot: Slot, profile: int) -> Any:  # noqa: ANN401 - the library is not typed
-        # TensorRT 8.5 refuses a second context in a profile, so there the slots share one.
-        key = (slot.index if self._engine.shares_profiles else 0, profile)
-        if key not in self._contexts:
-            self._contexts[key] = self._engine.context(profile, self._ring.compute.handle)
-            self._ring.compute.synchronize()
-        return self._contexts[key]
-
-
-def _gpu(device: int) -> Any:  # noqa: ANN401 - a GpuInfo
-    found = gpus()
-    if device >= len(found):
-        held = ", ".join(f"cuda:{gpu.index} {gpu.name}" for gpu in found)
-        raise CudaUnavailableError(f"device cuda:{device} asked for; there are: {held}")
-    return found[device]
-
-
-def _check_dtypes(plan: Plan, graph: GraphFile, engine: Engine) -> None:
-    for spec in (*graph.inputs, *graph.outputs):
-        found = engine.tensors[spec.name]
-        # TensorRT 8.5 has no int64: ids are int32 there.
-        if found != spec.dtype and (spec.dtype, found) != ("int64", "int32"):
-            raise BackendError(
-                f"the plan {plan.file} has {spec.name} in {found}, the graph in {spec.dtype}; build it: milnce build"
-            )
+        return context
 
 
 def _narrowed(spec: TensorSpec, profiles: Sequence[PlanProfile]) -> TensorSpec:
