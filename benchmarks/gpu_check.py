@@ -17,7 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / name) for name in ("benchmarks", "runtime", "convert", "tests")]
 
-from gpucheck.command import main  # noqa: E402 - the line above makes it importable from a plain checkout
+try:
+    from gpucheck.command import main
+except ModuleNotFoundError as error:
+    print(f"Error: {sys.executable} lacks {error.name}; install it, or name another: make PYTHON=...", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main(__doc__ or ""))

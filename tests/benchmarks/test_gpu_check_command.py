@@ -276,3 +276,10 @@ def test_every_part_begins_on_a_host_that_has_numpy_and_little_else() -> None:
     site = str(Path(np.__file__).parents[1])
     found = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": site}, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_a_python_without_numpy_is_told_what_it_lacks() -> None:
+    command: list[str | Path] = [sys.executable, "-S", "-E", ROOT / "benchmarks" / "gpu_check.py"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env={})
+    assert found.returncode == 2
+    assert found.stderr == f"Error: {sys.executable} lacks numpy; install it, or name another: make PYTHON=...\n"

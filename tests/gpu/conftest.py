@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import milnce
 from helpers import gpu_models, gpu_plugin
 from helpers.gpu_models import build
 from milnce.bundle import Bundle
@@ -19,6 +20,8 @@ from milnce.cuda import Cuda
 from milnce_convert.reference import Recipe, Reference, from_onnxruntime, read
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -74,3 +77,11 @@ def opened(request: pytest.FixtureRequest, backend_name: str, bundle: Bundle) ->
     """Return what opens a graph in the backend that this turn of the test is about."""
     plans: Path | None = request.getfixturevalue("plans") if backend_name == "tensorrt" else None
     return partial(gpu_models.opened, bundle, backend_name, plans)
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, backend_name: str, bundle: Bundle) -> Iterator[milnce.Model]:
+    """Return the bundle's model in the backend that this turn of the test is about."""
+    plans: Path | None = request.getfixturevalue("plans") if backend_name == "tensorrt" else None
+    with milnce.load(bundle.path, backend=backend_name, device="cuda", plans=plans) as loaded:
+        yield loaded

@@ -14,6 +14,7 @@ from milnce.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    import milnce
     from helpers.gpu_models import Opener
     from milnce.bundle import Bundle
     from milnce.cuda import Cuda
@@ -111,6 +112,20 @@ def test_clips_on_the_gpu_give_what_clips_on_the_host_give(
                 assert producer.pointer(view) == there[name].pointer
                 np.testing.assert_array_equal(producer.download(view), found[name])
             np.testing.assert_array_equal(producer.download(array), clips[:count])  # the caller's is as it was
+
+
+def test_the_model_takes_clips_on_the_gpu_and_leaves_embeddings_there(
+    model: milnce.Model, producer: Producer, clips: NDArray[np.uint8]
+) -> None:
+    expected = model.encode_video(clips[:5])
+    array = producer.upload(clips[:5])
+    found = model.encode_video(array)
+    np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-3, atol=1e-3)
+    there = model.encode_video(array, on_device=True)
+    pairs: list[tuple[Any, Any]] = [(there.embedding, found.embedding), (there.mixed_5c, found.mixed_5c)]
+    for values, wanted in pairs:
+        assert isinstance(values, DeviceArray)
+        np.testing.assert_array_equal(producer.download(producer.view(values)), wanted)
 
 
 def test_ids_on_the_gpu_are_taken(opened: Opener, producer: Producer, bundle: Bundle) -> None:

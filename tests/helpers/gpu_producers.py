@@ -49,13 +49,17 @@ class Producer(Protocol):
 
 
 class Bare:
-    """The least an array on the GPU can be: an object with `__cuda_array_interface__`, over milnce's own memory."""
+    """The least an array on the GPU can be: an object with `__cuda_array_interface__` and a dtype."""
 
     class Array:
         """One array, whose interface names the stream that fills it."""
 
         def __init__(self, array: DeviceArray, stream: Stream | None, strides: tuple[int, ...] | None = None) -> None:
             self.array, self.stream, self.strides = array, stream, strides
+
+        @property
+        def dtype(self) -> np.dtype[Any]:
+            return self.array.dtype
 
         @property
         def __cuda_array_interface__(self) -> dict[str, Any]:
