@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.abi_page import table
 from helpers.videos import make_video, read_numbers
 from milnce.errors import UnknownWordsWarning
 from milnce.tokenizer import Tokenizer
@@ -298,6 +299,22 @@ def test_clips_of_real_videos_show_the_frames_that_the_tool_says(
     shown = [[int(one) for one in line.split()] for line in lines(tool, "slots", given=given)]
     expected = [[-1 if number is None else number for number in read_numbers(window.clip)] for window in windows]
     assert shown == expected
+
+
+def test_the_tables_of_the_document_hold_for_the_tool(tool: Tool) -> None:
+    rows = table("sentence")
+    expected = [" ".join(words.replace("`", "").split()) for _, words in rows]
+    assert lines(tool, "words", given=[sentence for sentence, _ in rows]) == expected
+    for name, seconds, starts in table("preset | seconds"):
+        preset = get_preset(name)
+        layout, count = ("sliding", preset.stride_frames) if preset.stride_frames else ("spread", preset.windows)
+        (line,) = lines(tool, "starts", given=[f"{layout} 0 {seconds} {int(preset.fps or 0)} {preset.frames} {count}"])
+        assert fractions_of(line) == [Fraction(one) for one in starts.split()]
+    for layout, begins, end, start, shown in table("layout"):
+        kind = "sliding" if layout == "stride" else "spread"
+        times = [Fraction(one) for one in begins.split()]
+        (line,) = lines(tool, "slots", given=[slot_line(kind, Fraction(start), Fraction(end), Fraction(10), 6, times)])
+        assert line.replace("-1", "-") == shown
 
 
 @pytest.mark.parametrize(
