@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.abi_page import PAGE, section, table
+from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import numbered
 from milnce.bundle import Bundle
 from milnce.manifest import FORMAT_VERSION, SIGNATURES
@@ -135,6 +136,18 @@ def test_the_shapes_and_ranges_are_those_of_a_bundle() -> None:
                     assert axis.size is not None
                     assert (name, sizes.partition(":")[0]) == ("", "fixed")
     assert seen == {*ranges, "3"}
+
+
+def test_the_axes_are_in_the_order_of_every_form(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "bundle", precisions=("fp32",))
+    graphs = {(graph.module, graph.input_form): graph for graph in Bundle.open(tmp_path / "bundle").manifest.graphs}
+    rows = table("module")
+    assert {(module, form) for module, form, *_ in rows} == set(graphs)
+    for module, form, tensor, direction, _, shape in rows:
+        graph = graphs[module, form]
+        (spec,) = [one for one in (graph.inputs if direction == "in" else graph.outputs) if one.name == tensor]
+        symbols = shape.strip("()").split(", ")
+        assert [AXES.get(symbol) for symbol in symbols] == [axis.name for axis in spec.shape], (module, form, tensor)
 
 
 def test_the_published_widths() -> None:
