@@ -12,11 +12,13 @@ import pytest
 from gpucheck import bundles, latency, memory, models, parity, plans, rtx
 from gpucheck.record import ABSENT, ERROR, FAILED, MEASURED, PASSED, Recorder, read_events
 from gpucheck.rows import ON_GPU, RUN, STREAM
-from gpucheck.settings import read_subjects
+from gpucheck.settings import Subject, read_subjects, write_subjects
+from helpers.tiny_bundle import write_tiny_bundle
 from milnce.backends import BackendChoice
 from milnce.backends.gpu import GpuBackend
+from milnce.bundle import Bundle
 from milnce.errors import BackendError
-from milnce_convert.reference import read, write
+from milnce_convert.reference import Recipe, from_onnxruntime, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from helpers.fake_cuda import FakeCuda
 
     Run = Callable[[Settings, Recorder], None]
+
+SAMPLING = {"preset": "milnce-native", "frames": 4, "size": 16}
 
 
 def events_of(run: Run, settings: Settings) -> list[Event]:
@@ -185,6 +189,18 @@ def test_latency_measures_every_way_with_its_parity(settings: Settings) -> None:
         )
         assert data["clips_per_s"] == pytest.approx(data["clips"] / data["median_s"])
         assert data["full"] is False
+
+
+@pytest.mark.usefixtures("simulated")
+def test_the_published_bound_is_for_the_published_width_and_clip_alone(settings: Settings, tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "wide", sampling=SAMPLING, features=1024)
+    wide, narrow = Bundle.open(tmp_path / "wide"), Bundle.open(settings.bundles[0])
+    assert latency.is_full(wide)
+    assert not latency.is_full(narrow)
+    write(tmp_path / "wide.npz", from_onnxruntime(wide, Recipe.of(wide, clips=4)))
+    write_subjects(settings, [Subject("wide", str(wide.path), str(tmp_path / "wide.npz"))])
+    events = [event for event in events_of(latency.run, settings) if event["kind"] == "latency"]
+    assert {(event["outcome"], event["data"]["full"]) for event in events} == {(MEASURED, False)}
 
 
 @pytest.mark.usefixtures("simulated")
