@@ -81,6 +81,11 @@ class BackendSource:
         self._cuda = Cuda()
         self._stream = self._cuda.stream()
 
+    @property
+    def stream_handle(self) -> int:
+        """The stream on which batches that are on the GPU run."""
+        return self._stream.handle
+
     def rows(self, bucket: int) -> list[Row]:
         """Return the three ways: a batch from the host, a stream of them, a batch that is on the GPU."""
         backend, clips = self._backend, self._clips
@@ -94,7 +99,7 @@ class BackendSource:
                 pass
 
         def stay() -> None:
-            backend.run({"video": there}, cuda_stream=self._stream.handle)
+            backend.run({"video": there}, cuda_stream=self.stream_handle)
             self._stream.synchronize()
 
         def embed_streamed() -> Rows:

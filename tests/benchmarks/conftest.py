@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from gpucheck.settings import Settings, Subject, write_subjects  # noqa: E402 - after the line above
 from helpers import fake_cuda, gpu_fakes  # noqa: E402
+from helpers.gpu_events import SAMPLING  # noqa: E402
 from helpers.tiny_bundle import write_tiny_bundle  # noqa: E402
 from milnce.bundle import Bundle  # noqa: E402
 from milnce_convert.reference import Recipe, from_onnxruntime, write  # noqa: E402
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from helpers.fake_cuda import FakeCuda
-
-SAMPLING = {"preset": "milnce-native", "frames": 4, "size": 16}
 
 
 @dataclass(frozen=True)

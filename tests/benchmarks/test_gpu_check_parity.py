@@ -1,4 +1,4 @@
-"""The parts of the GPU check on a simulated GPU: what is right passes, and what is planted is found."""
+"""Bundles, references and parity of the GPU check on a simulated GPU: right numbers pass, planted ones are found."""
 
 from __future__ import annotations
 
@@ -10,47 +10,20 @@ import numpy as np
 import pytest
 
 from gpucheck import bundles, latency, memory, models, parity, plans, rtx
-from gpucheck.record import ABSENT, ERROR, FAILED, MEASURED, PASSED, Recorder, read_events
-from gpucheck.rows import ON_GPU, RUN, STREAM
-from gpucheck.settings import Subject, read_subjects, write_subjects
-from helpers.tiny_bundle import write_tiny_bundle
+from gpucheck.record import ABSENT, ERROR, FAILED, PASSED
+from gpucheck.settings import read_subjects
+from helpers.gpu_events import events_of, one_word_off, scaled, spoil, swapped_clips
 from milnce.backends import BackendChoice
 from milnce.backends.gpu import GpuBackend
-from milnce.bundle import Bundle
 from milnce.errors import BackendError
-from milnce_convert.reference import Recipe, from_onnxruntime, read, write
+from milnce_convert.reference import read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from benchmarks.conftest import Tiny
-    from gpucheck.record import Event
     from gpucheck.settings import Settings
-    from helpers.fake_cuda import FakeCuda
-
-    Run = Callable[[Settings, Recorder], None]
-
-SAMPLING = {"preset": "milnce-native", "frames": 4, "size": 16}
-
-
-def events_of(run: Run, settings: Settings) -> list[Event]:
-    record = Recorder(settings.folder / "events.jsonl")
-    run(settings, record)
-    events, under_way = read_events(record.path)
-    assert under_way is None
-    return events
-
-
-def spoil(settings: Settings, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-    """Change the reference that the bundle under test is compared with."""
-    (subject,) = read_subjects(settings)
-    path = Path(subject.reference)
-    found = read(path)
-    copy = settings.folder / "spoilt.npz"
-    write(copy, dataclasses.replace(found, outputs={**found.outputs, **change(dict(found.outputs))}))
-    (settings.folder / "subjects.json").write_text(
-        (settings.folder / "subjects.json").read_text("utf-8").replace(str(path), str(copy)), "utf-8"
-    )
+    from helpers.gpu_events import Outputs
 
 
 @pytest.mark.usefixtures("simulated")
@@ -81,22 +54,6 @@ def test_every_bucket_is_run_in_batches_of_its_size(settings: Settings, monkeypa
     assert sorted(sizes) == sorted(2 * (2 * video + text))  # two precisions, two forms of the clips
 
 
-def swapped_clips(outputs: dict[str, Any]) -> Mapping[str, Any]:
-    rows = outputs["video_embedding"].copy()
-    rows[[0, 5]] = rows[[5, 0]]
-    return {"video_embedding": rows}
-
-
-def scaled(outputs: dict[str, Any]) -> Mapping[str, Any]:
-    return {"mixed_5c": outputs["mixed_5c"] * np.float32(1.01)}
-
-
-def one_word_off(outputs: dict[str, Any]) -> Mapping[str, Any]:
-    rows = outputs["text_embedding"].copy()
-    rows[2] = rows[3]
-    return {"text_embedding": rows}
-
-
 @pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize(
     ("change", "module", "words"),
@@ -107,7 +64,7 @@ def one_word_off(outputs: dict[str, Any]) -> Mapping[str, Any]:
     ],
 )
 def test_parity_finds_what_is_wrong_at_every_bucket(
-    settings: Settings, change: Callable[[dict[str, Any]], Mapping[str, Any]], module: str, words: str
+    settings: Settings, change: Callable[[Outputs], Outputs], module: str, words: str
 ) -> None:
     spoil(settings, change)
     for event in events_of(parity.run, settings):
@@ -171,107 +128,6 @@ def test_another_backend_than_the_one_asked_for_is_not_taken(
         assert "was asked for and ('onnxruntime', 'cpu', 'fp32') runs" in event["detail"]
 
 
-@pytest.mark.usefixtures("simulated")
-def test_latency_measures_every_way_with_its_parity(settings: Settings) -> None:
-    events = [event for event in events_of(latency.run, settings) if event["kind"] == "latency"]
-    assert {event["outcome"] for event in events} == {MEASURED}
-    seen = {(event["data"]["row"], event["data"]["path"], event["data"]["bucket"]) for event in events}
-    rows = ("onnxruntime fp16", "onnxruntime fp32")
-    assert seen == {(row, path, size) for row in rows for path in (RUN, STREAM, ON_GPU) for size in (1, 4)}
-    for event in events:
-        data = event["data"]
-        assert data["parity"]["rows"] == 12
-        assert data["parity"]["gate"] == data["row"].split()[1]
-        assert 2 <= data["rounds"] <= 3
-        assert 0 < data["least_s"] <= data["median_s"] <= data["p95_s"]
-        assert data["clips"] == (
-            data["bucket"] if data["path"] != STREAM else max(16, 64 // data["bucket"]) * data["bucket"]
-        )
-        assert data["clips_per_s"] == pytest.approx(data["clips"] / data["median_s"])
-        assert data["full"] is False
-
-
-@pytest.mark.usefixtures("simulated")
-def test_the_published_bound_is_for_the_published_width_and_clip_alone(settings: Settings, tmp_path: Path) -> None:
-    write_tiny_bundle(tmp_path / "wide", sampling=SAMPLING, features=1024)
-    wide, narrow = Bundle.open(tmp_path / "wide"), Bundle.open(settings.bundles[0])
-    assert latency.is_full(wide)
-    assert not latency.is_full(narrow)
-    write(tmp_path / "wide.npz", from_onnxruntime(wide, Recipe.of(wide, clips=4)))
-    write_subjects(settings, [Subject("wide", str(wide.path), str(tmp_path / "wide.npz"))])
-    events = [event for event in events_of(latency.run, settings) if event["kind"] == "latency"]
-    assert {(event["outcome"], event["data"]["full"]) for event in events} == {(MEASURED, False)}
-
-
-@pytest.mark.usefixtures("simulated")
-def test_latency_gives_no_speed_for_wrong_numbers(settings: Settings) -> None:
-    spoil(settings, swapped_clips)
-    events = [event for event in events_of(latency.run, settings) if event["kind"] == "latency"]
-    assert len(events) == 2 * 3 * 2
-    for event in events:
-        assert event["outcome"] == FAILED
-        assert "centred cosine" in event["detail"]
-        assert "median_s" not in event["data"]
-
-
-@pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("path", [RUN, STREAM, ON_GPU])
-def test_each_way_is_checked_by_the_way_it_is_timed(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    run, stream = GpuBackend.run, GpuBackend.stream
-
-    def broken_run(self: GpuBackend, feeds: Any, **options: Any) -> Any:  # noqa: ANN401
-        found = run(self, feeds, **options)
-        on_gpu = not isinstance(feeds["video"], np.ndarray)
-        if not on_gpu and path == RUN:
-            return {name: values[::-1] * np.float32(2) for name, values in found.items()}
-        if on_gpu and path == ON_GPU:
-            return run(self, {"video": np.zeros(feeds["video"].shape, np.uint8)}, **options)
-        return found
-
-    def broken_stream(self: GpuBackend, batches: Any) -> Any:  # noqa: ANN401
-        for outputs in stream(self, batches):
-            yield {name: values * np.float32(2 if path == STREAM else 1) for name, values in outputs.items()}
-
-    monkeypatch.setattr(GpuBackend, "run", broken_run)
-    monkeypatch.setattr(GpuBackend, "stream", broken_stream)
-    for event in events_of(latency.run, settings):
-        if event["kind"] == "latency":
-            assert (event["outcome"] == FAILED) == (event["data"]["path"] == path), event["check"]
-
-
-@pytest.mark.usefixtures("simulated")
-def test_memory_that_comes_back_passes(settings: Settings) -> None:
-    events = events_of(memory.run, settings)
-    assert [(event["data"]["backend"], event["data"]["precision"]) for event in events] == [
-        ("onnxruntime", "fp16"),
-        ("onnxruntime", "fp32"),
-    ]
-    for event in events:
-        data = event["data"]
-        assert event["outcome"] == PASSED
-        assert data["free_before_bytes"] == data["free_after_bytes"]
-        assert data["in_use_bytes"] > 0
-        assert data["resident_after_bytes"] > 10 * 2**20
-        assert data["cycles"] == 4
-
-
-def test_memory_that_is_lost_is_found(settings: Settings, simulated: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    close = GpuBackend.close
-    lost_a_cycle = memory.TOLERANCE_BYTES // 4 + 1
-
-    def leak(self: GpuBackend) -> None:
-        if not self._closed:
-            simulated.cudaMalloc(lost_a_cycle)
-        close(self)
-
-    monkeypatch.setattr(GpuBackend, "close", leak)
-    for event in events_of(memory.run, settings):
-        assert event["outcome"] == FAILED
-        assert event["detail"].startswith(f"{4 * lost_a_cycle:,} bytes of device memory did not come back")
-
-
 def test_parts_without_their_library_say_so(settings: Settings) -> None:
     bare = dataclasses.replace(settings, present=("cuda",))
     for part, words in (
@@ -281,7 +137,6 @@ def test_parts_without_their_library_say_so(settings: Settings) -> None:
         (plans, "tensorrt builds plans, and it is not on this host"),
         (rtx, "tensorrt_rtx is not on this host"),
     ):
-        (settings.folder / "events.jsonl").unlink(missing_ok=True)
         (event,) = events_of(part.run, bare)
         assert (event["outcome"], event["detail"]) == (ABSENT, words)
 
@@ -323,7 +178,6 @@ def test_a_reference_made_before_is_used_again(settings: Settings, monkeypatch: 
     bare = dataclasses.replace(settings, references=())
     (first,) = events_of(bundles.run, bare)
     monkeypatch.setattr("milnce_convert.reference.from_onnxruntime", lambda *_: pytest.fail("made anew"))
-    (settings.folder / "events.jsonl").unlink()
     (second,) = events_of(bundles.run, bare)
     assert (first["outcome"], second["outcome"]) == (PASSED, PASSED)
     assert first["data"] == second["data"]
