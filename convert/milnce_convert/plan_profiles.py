@@ -50,9 +50,6 @@ class Span:
         """Return exactly `size`."""
         return cls(size, size, size)
 
-    def __str__(self) -> str:
-        return str(self.minimum) if self.minimum == self.maximum else f"{self.minimum}:{self.maximum}"
-
 
 Picture = tuple[Span, Span]  # height and width
 

@@ -107,10 +107,7 @@ def write_plan(folder: Path, data: bytes, plan: Plan) -> Plan:
             temporary.append(_write_temporary(folder, written.file, content))
             with suppress(OSError):  # where a file system has no locks, two builds at once may spoil each other
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            sidecar = folder / f"{written.file}{SIDECAR_SUFFIX}"
-            sidecar.unlink(missing_ok=True)
-            temporary[0].rename(folder / written.file)
-            temporary[1].rename(sidecar)
+            _move_in(folder / written.file, *temporary)
             os.fsync(descriptor)
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -118,6 +115,18 @@ def write_plan(folder: Path, data: bytes, plan: Plan) -> Plan:
         for path in temporary:
             path.unlink(missing_ok=True)
     return written
+
+
+def _move_in(plan: Path, data: Path, content: Path) -> None:
+    """Rename both files to their places. What fails half-way leaves neither: a plan without sidecar is of no use."""
+    sidecar = plan.with_name(f"{plan.name}{SIDECAR_SUFFIX}")
+    sidecar.unlink(missing_ok=True)
+    try:
+        data.rename(plan)
+        content.rename(sidecar)
+    except BaseException:
+        plan.unlink(missing_ok=True)
+        raise
 
 
 def make_folder(folder: Path) -> bool:

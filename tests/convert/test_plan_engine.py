@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import signal
 import threading
 import time
@@ -167,6 +168,19 @@ def test_settings_left_out_leave_the_library_its_own(make: Make) -> None:
     (config,) = bench.fake.configs
     assert (config.pools, config.tactics, config.builder_optimization_level) == ({}, None, 3)
     assert config.hardware_compatibility_level is HardwareCompatibilityLevel.NONE
+
+
+def test_a_plan_promises_to_take_no_memory_of_its_own_where_it_can(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make("11")
+
+    class BuilderFlag(enum.IntEnum):
+        TF32 = 0
+        REQUIRE_USER_ALLOCATION = 1
+
+    monkeypatch.setattr(bench.fake.trt, "BuilderFlag", BuilderFlag)
+    bench.toolkit = choose_toolkit()
+    bench.build()
+    assert bench.fake.configs[0].flags == {"REQUIRE_USER_ALLOCATION"}
 
 
 def test_the_build_runs_on_the_chosen_gpu(make: Make) -> None:

@@ -119,7 +119,3 @@ def test_sizes_that_cannot_be_read_are_named(text: str) -> None:
 def test_pictures_that_cannot_be_read_are_named(text: str) -> None:
     with pytest.raises(InputError, match=r"^--size .* given; sizes from 1 .* or 240x320 \(height x width\)$"):
         parse_pictures(text, "--size")
-
-
-def test_spans_print_as_they_are_written() -> None:
-    assert [str(span) for span in parse_spans("1, 2:8 ,1:4:8", "--batch")] == ["1", "2:8", "1:8"]

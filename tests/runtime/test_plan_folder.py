@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -181,8 +183,8 @@ def test_a_write_that_fails_leaves_nothing_half_written(
     if failing == "fsync":  # before anything was touched
         assert read_plan(folder, old) == DATA
         assert sidecars(folder)[0] == [old]
-    else:  # the old plan is there without a sidecar, and is not loaded
-        assert sidecars(folder)[0] == []
+    else:
+        assert names_in(folder) == []
 
 
 def test_an_interrupted_write_leaves_no_temporary_file(
@@ -194,6 +196,26 @@ def test_an_interrupted_write_leaves_no_temporary_file(
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_plan(folder, DATA, make_sidecar(graph))
+    assert names_in(folder) == []
+
+
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_an_interruption_between_two_renames_leaves_neither_file(
+    renamed: int, graph: GraphFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan(folder, DATA, make_sidecar(graph))
+    rename, count = Path.rename, 0
+
+    def interrupt(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count > renamed:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_plan(folder, DATA[::-1], make_sidecar(graph))
     assert names_in(folder) == []
 
 
@@ -211,6 +233,34 @@ def test_between_two_renames_no_plan_lies_beside_another_ones_sidecar(
     monkeypatch.setattr(Path, "rename", spy)
     write_plan(folder, DATA[::-1], make_sidecar(graph))
     assert seen == [[], []]
+
+
+def test_two_writers_of_one_plan_take_turns(graph: GraphFile, folder: Path) -> None:
+    make_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    writer = threading.Thread(target=write_plan, args=(folder, DATA, make_sidecar(graph)))
+    writer.start()
+    writer.join(0.3)
+    assert writer.is_alive()
+    assert not [name for name in names_in(folder) if not name.startswith(".")]
+    os.close(descriptor)
+    writer.join(30)
+    assert len(sidecars(folder)[0]) == 1
+
+
+def test_files_and_then_the_folder_are_flushed_to_disk(
+    graph: GraphFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[bool, list[str]]] = []
+
+    def note(descriptor: int) -> None:
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), names_in(folder)))
+
+    monkeypatch.setattr(os, "fsync", note)
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    assert [is_folder for is_folder, _ in flushed] == [False, False, True]
+    assert flushed[-1][1] == [plan.file, f"{plan.file}.json"]
 
 
 def test_a_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
