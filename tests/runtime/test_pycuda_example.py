@@ -87,10 +87,10 @@ def test_arrays_stay_on_the_gpu_and_in_the_callers_stream(example: ModuleType, m
             stream.synchronize()
         del warm
         crossings = transfers(fake)
-        waits = fake.counts["cudaStreamSynchronize"]
+        waits = host_waits(fake)
         video, text = example.embed_on_gpu(model, clips_there, tokens_there, stream)
         assert transfers(fake) == crossings  # nothing went to the host or came from it
-        assert fake.counts["cudaStreamSynchronize"] == waits  # and the host waited for nothing
+        assert host_waits(fake) == waits  # and the host waited for nothing
         stream.synchronize()
         np.testing.assert_allclose(video.get(), machine.tiny.weights.video(clips)[0], atol=1e-4)
         np.testing.assert_allclose(text.get(), machine.tiny.weights.text(tokens), atol=1e-4)
@@ -115,6 +115,11 @@ def test_no_context_of_its_own_is_made(example: ModuleType) -> None:
     assert "autoinit" not in code
     assert "make_context" not in code
     assert "pycuda.autoprimaryctx" in code
+
+
+def host_waits(fake: FakeCuda) -> int:
+    """Return how often the host waited for the GPU."""
+    return sum(count for name, count in fake.counts.items() if name.endswith("Synchronize"))
 
 
 def transfers(fake: FakeCuda) -> int:
