@@ -125,6 +125,11 @@ class Foreign:
         elif self.values.nbytes:
             fake.view(self.buffer.pointer, self.values.nbytes)[:] = self.values.reshape(-1).view(np.uint8)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What other libraries have."""
+        return self.values.dtype
+
     def write(self, values: NDArray[Any]) -> None:
         """Queue a kernel that writes `values`."""
         fake, pointer = self.fake, self.buffer.pointer

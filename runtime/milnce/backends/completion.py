@@ -10,6 +10,7 @@ from threading import Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any
 
 from milnce.backends.batches import finish, join
+from milnce.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,8 +75,12 @@ class Completer:
             target=_wait, args=(ring, self._started, tellings), name=f"milnce-{name}-waits", daemon=True
         )
         self._teller = Thread(target=_tell, args=(tellings,), name=f"milnce-{name}-tells", daemon=True)
-        self._waiter.start()
-        self._teller.start()
+        try:
+            self._waiter.start()
+            self._teller.start()
+        except RuntimeError as error:
+            self.end()
+            raise BackendError(f"{name}: {error}; this process has no more threads to give") from error
 
     def add(self, part: Part, joined: Joined | None) -> None:
         """Complete a part that was started; without `joined` nobody is told, and an error is logged."""

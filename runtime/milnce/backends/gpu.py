@@ -7,6 +7,7 @@ import os
 import weakref
 from abc import abstractmethod
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ from milnce.backends.batches import Copier, Part, finish, join, settle, split
 from milnce.backends.completion import Completer, Joined
 from milnce.backends.intake import Arrivals, check_values, room
 from milnce.backends.slots import Ring
-from milnce.cuda import Cuda, call
+from milnce.cuda import Cuda
 from milnce.device_arrays import DeviceArray
-from milnce.errors import BackendError, CudaError, MilnceError
+from milnce.errors import BackendError, MilnceError
 from milnce.specs import check_feeds
 
 if TYPE_CHECKING:
@@ -39,14 +40,9 @@ _LOG = logging.getLogger("milnce.backends")
 
 def open_gpu(device: int, *, device_limit_bytes: int | None, pinned_limit_bytes: int | None) -> Cuda:
     """Open a GPU, and leave the calling thread's current one as it is. See `milnce.cuda.Cuda`."""
-    before = None
-    with suppress(CudaError):  # what is wrong is said below
-        before = call("cudaGetDevice")
-    try:
-        return Cuda(device, device_limit_bytes=device_limit_bytes, pinned_limit_bytes=pinned_limit_bytes)
-    finally:
-        if before is not None:
-            call("cudaSetDevice", before)
+    with ThreadPoolExecutor(1) as opener:  # since every thread has a current GPU of its own
+        limits = {"device_limit_bytes": device_limit_bytes, "pinned_limit_bytes": pinned_limit_bytes}
+        return opener.submit(Cuda, device, **limits).result()
 
 
 class GpuBackend(Backend):

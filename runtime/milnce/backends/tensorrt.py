@@ -197,7 +197,7 @@ class TensorRtBackend(GpuBackend):
             context = self._bound(slot, bucket)
             # The first run of a context settles what a capture may not contain; its results count all the same.
             if kept.ran and self._is_captured(bucket):
-                kept.graph = self._captured(slot, context)
+                kept.graph = self._captured(context)
             if kept.graph is None:
                 self._engine.enqueue(context, self._ring.compute.handle)
                 kept.ran = True
@@ -208,12 +208,12 @@ class TensorRtBackend(GpuBackend):
         fixed = all(low == high for low, _, high in self.plan.profiles[bucket.profile].shapes.values())
         return self._engine.captures_graphs and fixed and self.graphs_problem is None
 
-    def _captured(self, slot: Slot, context: Any) -> Graph | None:  # noqa: ANN401 - the library is not typed
+    def _captured(self, context: Any) -> Graph | None:  # noqa: ANN401 - the library is not typed
         """Return a bound context's run as a CUDA graph, or None, and the reason kept, if it cannot be captured."""
         try:
-            # On the slot's own stream: nobody else enqueues there now, and a capture would take that in too.
-            with slot.stream.capture() as capture:
-                self._engine.enqueue(context, slot.stream.handle)
+            # In a stream of its own: a capture takes in all that is enqueued there, and one that fails may spoil it.
+            with self._cuda.stream() as stream, stream.capture() as capture:
+                self._engine.enqueue(context, stream.handle)
         except BackendError as error:
             self.graphs_problem = str(error)
             _LOG.warning("%s: batches run without CUDA graphs from now on: %s", str(self), self.graphs_problem)
