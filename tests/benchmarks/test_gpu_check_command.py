@@ -224,6 +224,14 @@ def test_an_exception_that_nothing_caught_is_an_error_with_its_traceback(setting
     assert "JSONDecodeError" in check["data"]["log"]
 
 
+def test_what_an_earlier_run_found_is_not_taken_for_this_ones(settings: Settings) -> None:
+    stale = '{"event": "end", "kind": "part", "check": "stale", "outcome": "passed", "detail": "", "data": {}}'
+    (settings.folder / "environment.jsonl").write_text(stale + "\n")
+    result = run_part("environment", settings, limit_s=120)
+    assert result["checks"][0]["check"] == "cuda"
+    assert "stale" not in {check["check"] for check in result["checks"]}
+
+
 def test_outcomes_and_exit_codes() -> None:
     def check(outcome: str) -> dict[str, str]:
         return {"outcome": outcome}
