@@ -12,7 +12,7 @@ import machine
 from gpucheck.markdown import render
 from gpucheck.record import ABSENT
 from gpucheck.report import Report
-from gpucheck.runner import NAMES, chosen, exit_code, run_parts
+from gpucheck.runner import BUDGET_S, NAMES, chosen, exit_code, run_parts
 from gpucheck.settings import BUCKETS, ROOT, Settings
 from milnce.bundle import Bundle
 from milnce.errors import MilnceError
@@ -49,7 +49,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--reference", action="append", default=[], metavar="FILE", help="outputs to compare with")
     parser.add_argument("--only", action="append", default=[], choices=NAMES, metavar="PART", help=", ".join(NAMES))
     parser.add_argument("--buckets", type=_sizes, default=BUCKETS, metavar="1,8,32", help="batch sizes")
-    parser.add_argument("--budget-s", type=float, default=540.0, help="seconds in all; parts beyond them are not run")
+    parser.add_argument(
+        "--budget-s", type=float, default=BUDGET_S, help="seconds in all; parts beyond them are not run"
+    )
     parser.add_argument("--bucket-s", type=float, default=Settings.bucket_s, help="seconds of rounds a batch size")
     parser.add_argument("--cycles", type=int, default=Settings.cycles, help="load and close cycles")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-check", help="folder for plans and the like")

@@ -263,6 +263,9 @@ def test_each_part_leaves_time_for_those_after_it(settings: Settings, monkeypatc
     parts = [Part("first", 300, 5, 10), Part("second", 50, 5, 40), Part("third", 400, 10, 60)]
     assert [result["outcome"] for result in run_parts(parts, settings, budget_s=200)] == [PASSED] * 3
     assert limits == {"first": 100, "second": 40, "third": 60}
+    clock[0] = 0.0
+    list(run_parts(parts, settings, budget_s=1080))  # twice the usual one stretches the limits
+    assert limits == {"first": 600, "second": 100, "third": 380}
     clock[0], tight = 0.0, list(run_parts(parts, settings, budget_s=12))
     assert [result["outcome"] for result in tight] == [PASSED, PASSED, NOT_RUN]
     assert tight[2]["detail"] == "10 of 12 s of the budget were used"
