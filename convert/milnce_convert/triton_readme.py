@@ -76,7 +76,8 @@ _ANY_BATCH = """
 _BUCKETS = """
 - Batches of {models}: the plans take exactly {batches} items. A request must have one of these batches, and
   `max_queue_delay_microseconds` must stay unset: then Triton joins requests to these sizes only. A request of
-  another size fails, together with those it was joined with.
+  another size fails, together with those it was joined with. Plans for every batch, tuned for these, are built into
+  a folder of their own by: milnce build BUNDLE --plans FOLDER {option} {covering}
 """
 _ONNX = """
 - {models} run the ONNX graph: on a GPU through cuDNN, on a machine without one on the CPU. For TensorRT, build plans
@@ -121,6 +122,16 @@ def readme(manifest: Manifest, models: Sequence[TritonModel]) -> str:
     )
 
 
+def covering_batches(sizes: Sequence[int]) -> str:
+    """Return what `milnce build --batch` takes for profiles of every batch up to the largest size, tuned for each."""
+    spans = []
+    least = 1
+    for size in sizes:
+        spans.append(str(size) if least == size else f"{least}:{size}:{size}")
+        least = size + 1
+    return ",".join(spans)
+
+
 def _row(model: TritonModel) -> str:
     def tensors(key: str) -> str:
         return ", ".join(f"{one['name']} {one['data_type']} {one['dims']}" for one in model.config[key])
@@ -141,8 +152,11 @@ def _notes(models: Sequence[TritonModel]) -> str:
     notes = [_ANY_BATCH] if any(model.every_batch for model in models) else []
     for model in models:
         if not model.every_batch:
-            sizes = ", ".join(map(str, batch_sizes([each for plan in model.plans for each in plan.profiles])))
-            notes.append(_BUCKETS.format(models=names([model]), batches=sizes))
+            sizes = batch_sizes([each for plan in model.plans for each in plan.profiles])
+            option = "--batch" if model.graph.module == "video" else "--text-batch"
+            listed = ", ".join(map(str, sizes))
+            covering = covering_batches(sizes)
+            notes.append(_BUCKETS.format(models=names([model]), batches=listed, option=option, covering=covering))
     if onnx:
         notes.append(_ONNX.format(models=names(onnx)))
     if planned:

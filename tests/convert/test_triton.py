@@ -21,9 +21,10 @@ from milnce.bundle import Bundle
 from milnce.errors import BundleError, PlanError
 from milnce.plans import Plan, PlanProfile, write_plan
 from milnce.specs import Dimension
+from milnce_convert.plan_profiles import PlanSizes, make_profiles, parse_spans
 from milnce_convert.triton import TritonModel, write_triton_repository
-from milnce_convert.triton_config import Name, onnx_config, to_pbtxt
-from milnce_convert.triton_readme import readme
+from milnce_convert.triton_config import Name, batch_sizes, onnx_config, to_pbtxt
+from milnce_convert.triton_readme import covering_batches, readme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -306,6 +307,27 @@ def test_the_readme_says_which_batches_a_plan_takes(
     assert "--gpus=all -p8000" in page
     assert "NVIDIA H200" in page
     assert "`milnce_text` run the ONNX graph" in page
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [((1, 2, 4, 8), "1,2,3:4:4,5:8:8"), ((1, 8, 32), "1,2:8:8,9:32:32"), ((4,), "1:4:4"), ((1,), "1")],
+)
+def test_the_batches_it_tells_to_build_cover_every_one(tiny: Bundle, sizes: tuple[int, ...], text: str) -> None:
+    assert covering_batches(sizes) == text
+    spans = parse_spans(text, "--batch")
+    profiles = make_profiles(tiny.graph("video"), tiny.manifest, PlanSizes(batch=spans))
+    assert batch_sizes(profiles) == list(range(1, sizes[-1] + 1))
+    assert tuple(profile.shapes["video"][1][0] for profile in profiles) == sizes
+
+
+def test_the_readme_names_the_command(tiny: Bundle, tmp_path: Path, plans: Path) -> None:
+    add_plan(plans, tiny)
+    add_plan(plans, tiny, module="text", profiles=(PlanProfile({"tokens": ((8, 16),) * 3}),))
+    write_triton_repository(tiny, tmp_path / "r", plans=plans)
+    page = (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    assert "milnce build BUNDLE --plans FOLDER --batch 1,2,3:4:4\n" in page
+    assert "milnce build BUNDLE --plans FOLDER --text-batch 1:8:8\n" in page
 
 
 def test_version_compatible_plans_need_an_option_of_the_server(tiny: Bundle, tmp_path: Path, plans: Path) -> None:
