@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gpucheck.record import Recorder
     from gpucheck.settings import Settings
 
+TESTS = ROOT / "tests" / "gpu"
 TESTED = tuple(part for part in PARTS if part != "onnx")
 _TEST_S = 120
 _ALL_RAN = (0, 1)  # pytest's exit codes: all passed, some failed
@@ -36,7 +37,7 @@ def run(settings: Settings, record: Recorder) -> None:
     arguments += ["--strict-markers", "-W", "error::milnce.errors.MilnceWarning"]
     if find_spec("pytest_timeout") is not None:
         arguments += [f"--timeout={_TEST_S}"]
-    code = int(pytest.main([*arguments, str(ROOT / "tests" / "gpu")]))
+    code = int(pytest.main([*arguments, str(TESTS)]))
     if code not in _ALL_RAN:
         record.add("tests", "pytest", ERROR, f"pytest ended with code {code}: see the log of this part")
     judge(settings, record)

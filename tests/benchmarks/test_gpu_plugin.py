@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gpucheck.record import ABSENT, FAILED, PASSED, Recorder, read_events
+from gpucheck.record import ABSENT, ERROR, FAILED, PASSED, Recorder, read_events
+from gpucheck.runner import run_part
 from gpucheck.settings import Settings
 from gpucheck.suite import judge
 from helpers import fake_cuda, gpu_fakes
@@ -151,6 +152,37 @@ def test_a_part_that_no_test_tested_is_a_failure(tmp_path: Path) -> None:
         "tests of cupy": FAILED,
     }
     assert judged["tests of cupy"]["detail"] == "cupy is here and no test of it passed"
+
+
+def run_suite(folder: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> list[Event]:
+    """Run the part of the check that runs the tests, over other tests, in a process that has no GPU."""
+    tests = folder / "tests"
+    tests.mkdir()
+    (tests / "conftest.py").write_text(
+        "from helpers import gpu_plugin\nglobals().update({n: getattr(gpu_plugin, n) for n in gpu_plugin.__all__})\n"
+    )
+    for name, source in files.items():
+        (tests / f"{name}.py").write_text(source)
+    site = f"import gpucheck.suite, pathlib\ngpucheck.suite.TESTS = pathlib.Path({str(tests)!r})\n"
+    (folder / "sitecustomize.py").write_text(site)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    checks: list[Event] = run_part("tests", Settings(str(folder), present=("cuda",)), limit_s=120)["checks"]
+    return checks
+
+
+def test_the_tests_are_held_to_what_the_check_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test, judged = run_suite(tmp_path, monkeypatch, test_it="def test_it(): pass\n")
+    assert test["outcome"] == FAILED
+    assert test["detail"].startswith("skipped although cuda are here: no GPU to test on: ")
+    assert (judged["check"], judged["outcome"]) == ("tests of cuda", FAILED)
+
+
+def test_no_tests_at_all_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, judged = run_suite(tmp_path, monkeypatch)
+    assert ended["detail"] == "pytest ended with code 5: see the log of this part"
+    assert ended["outcome"] == ERROR
+    assert judged["outcome"] == FAILED
 
 
 def module(name: str, monkeypatch: pytest.MonkeyPatch, **contents: Any) -> None:  # noqa: ANN401
