@@ -7,6 +7,7 @@ and a batch is padded to the next.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 VIDEO_BATCHES = (1, 2, 4, 8, 16, 32)
 TEXT_BATCHES = (1, 8, 32, 256)
+
+# Most elements of a tensor that a convolution takes or gives, "Volume Limits" on the operator's page:
+# docs.nvidia.com/deeplearning/tensorrt/operators/docs/Convolution.html. Some builds get through with more, and
+# TensorRT-RTX 1.7.1 ends the process (SIGSEGV) with twenty times as many. The input alone is held against it here.
+LARGEST_VOLUME = 2**31 - 1
 
 # Which axis of an input is what. Fixed axes have no name in the manifest, so names cannot say it.
 _AXES = {
@@ -157,6 +163,12 @@ def _profile(graph: GraphFile, spans: dict[str, Span], own: dict[str, int]) -> P
         for name, axis in zip(_AXES[graph.module, graph.input_form], spec.shape, strict=True)
     ]
     low, best, high = (tuple(sizes) for sizes in zip(*axes, strict=True))
+    volume = math.prod(high)
+    if volume > LARGEST_VOLUME:
+        raise InputError(
+            f"{spec.name} of {' x '.join(map(str, high))} asked for, which is {volume} elements; a tensor of TensorRT "
+            f"has {LARGEST_VOLUME} at most. Build for smaller batches, clips or pictures"
+        )
     return PlanProfile({spec.name: (low, best, high)})
 
 

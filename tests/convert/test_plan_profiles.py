@@ -9,7 +9,7 @@ import pytest
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce.bundle import Bundle
 from milnce.errors import InputError
-from milnce_convert.plan_profiles import PlanSizes, Span, make_profiles, parse_pictures, parse_spans
+from milnce_convert.plan_profiles import LARGEST_VOLUME, PlanSizes, Span, make_profiles, parse_pictures, parse_spans
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,6 +94,43 @@ def test_sizes_that_the_graph_does_not_take_are_refused(sizes: dict[str, str], s
     }
     with pytest.raises(InputError, match=said):
         shapes(tiny, "video", **asked)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        (
+            {"batch": "1:256", "frames": "8192", "pictures": "224"},
+            "256 x 8192 x 224 x 224 x 3 asked for, which is 3156",
+        ),
+        (
+            {"batch": "1", "pictures": "20000"},
+            "1 x 4 x 20000 x 20000 x 3 asked for, which is 4800000000 elements; a te",
+        ),
+        ({"batch": "1", "frames": "4:1000000"}, "1 x 1000000 x 32 x 32 x 3 asked for, which is 3072000000 elements; "),
+    ],
+)
+def test_tensors_that_end_the_builders_process_are_refused(sizes: dict[str, str], said: str, tiny: Bundle) -> None:
+    asked = {
+        name: parse_pictures(text, name) if name == "pictures" else parse_spans(text, name)
+        for name, text in sizes.items()
+    }
+    for form in ("uint8", "float32"):
+        with pytest.raises(InputError, match=r"elements; a tensor of TensorRT has 2147483647 at most") as caught:
+            shapes(tiny, "video", form, **asked)
+        assert form == "float32" or said in str(caught.value)
+
+
+def test_the_largest_tensor_that_is_allowed_is_taken(tiny: Bundle) -> None:
+    def largest(frames: int) -> tuple[Shape, Shape, Shape]:
+        side = Span.fixed(1024)
+        (found,) = shapes(tiny, "video", batch=(Span.fixed(1),), frames=(Span.fixed(frames),), pictures=((side, side),))
+        return found
+
+    frames = LARGEST_VOLUME // (1024 * 1024 * 3) // 2 * 2
+    assert largest(frames)[2] == (1, frames, 1024, 1024, 3)
+    with pytest.raises(InputError, match="elements; a tensor of TensorRT has"):
+        largest(frames + 2)
 
 
 def test_axes_that_the_export_fixed_are_kept(tmp_path: Path) -> None:
