@@ -60,13 +60,15 @@ class CudaSession:
         # Without this entry ONNX Runtime would wait for the stream at the end of each run.
         assert run_options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
 
-        def kernel() -> None:
+        fake, session = self.fake, self._session
+
+        def kernel() -> None:  # which does not know this object: the simulation keeps it
             for pointer, nbytes in binding.ranges:
-                self.fake.view(pointer, nbytes)
-            self._session.run_with_iobinding(binding.real)
+                fake.view(pointer, nbytes)
+            session.run_with_iobinding(binding.real)
 
         accesses = [fake_cuda.writes(pointer, nbytes) for pointer, nbytes in binding.ranges]
-        error = self.fake.launch(int(self.provider_options["user_compute_stream"]), kernel, accesses=accesses)
+        error = fake.launch(int(self.provider_options["user_compute_stream"]), kernel, accesses=accesses)
         assert int(error) == 0
 
 
@@ -99,8 +101,16 @@ class Binding:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCuda) -> type[CudaSession]:
-    """Let ONNX Runtime have a CUDA provider on `fake`; returns the class whose `opened` lists the sessions."""
+    """Let ONNX Runtime have a CUDA provider on `fake`; returns the class whose `opened` lists its sessions.
+
+    Sessions of the CPU provider alone are the library's own.
+    """
     kind = type("CudaSession", (CudaSession,), {"fake": fake, "opened": []})
+    real = onnxruntime.InferenceSession
+
+    def session(model: bytes, options: Any = None, *, providers: list[Any], **others: Any) -> Any:  # noqa: ANN401
+        return (real if providers == [CPU] else kind)(model, options, providers=providers, **others)
+
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", kind)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     return kind

@@ -43,7 +43,8 @@ def probe() -> Availability:
     if not libraries:
         problem = "; ".join(library_problems()) or f"not installed: {_INSTALL}"
         return Availability(NAME, None, problem=problem)
-    return Availability(NAME, ", ".join(map(str, libraries)), ("cuda",), ("fp16", "fp32"))
+    versions = (found.version if found.name == NAME else str(found) for found in libraries)
+    return Availability(NAME, ", ".join(versions), ("cuda",), ("fp16", "fp32"))
 
 
 def plans_problem(folder: Path, graphs: Sequence[GraphFile], device: int, *, whole: bool) -> str | None:
