@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # What TensorRT-RTX and TensorRT say of a missing driver, once for each call on a machine without one.
 _NO_DRIVER = "cudaError 35"
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,14 @@ def _run_apart(work: Callable[[], T], stop: Event, *, waits: bool) -> T:
     try:
         # Inside, since Ctrl-C may come while it starts. Work that finds itself stopped from the first does nothing.
         thread.start()
+        # Looked at again and again: a signal that comes just before a wait begins does not end that wait.
+        while not outcome.done():
+            wait([outcome], timeout=_LOOK_S)
         return outcome.result()
     finally:
         stop.set()
-        if waits and thread.is_alive():
-            thread.join()
+        while waits and thread.is_alive():
+            thread.join(_LOOK_S)
 
 
 class _Build:
@@ -129,7 +133,7 @@ class _Build:
         inspections = []
         if self.able.strongly_typed:
             inspections.append(read_network(self.trt, network))
-            check(inspections[0], self.graph, int64=self.able.int64)
+            check(inspections[0], self.graph, int64=self.able.int64, proves=True)
         cache = self._configure(builder, config, timing_cache)
         reporter = monitor(self.trt, self.graph, progress, self.stop) if self.able.progress else None
         if reporter is not None:
@@ -245,9 +249,9 @@ class _Build:
         if engine is None:
             raise self._failure("built, and then cannot load,")
         if engine.num_optimization_profiles != len(self.profiles):
-            raise self._failure(f"built {engine.num_optimization_profiles} profiles of {len(self.profiles)} for")
+            raise self._failure(f"built {engine.num_optimization_profiles} of {len(self.profiles)} profiles for")
         inspection = read_engine(self.trt, engine)
-        check(inspection, self.graph, int64=self.able.int64)
+        check(inspection, self.graph, int64=self.able.int64, proves=not self.able.strongly_typed)
         return inspection
 
     def _require_going(self) -> None:
