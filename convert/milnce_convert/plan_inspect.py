@@ -54,13 +54,13 @@ class Layer:
         kind: `CONVOLUTION` or `MULTIPLICATION`.
         dtype: NumPy's name of the dtype it computes in, or None if the engine does not say.
         on_maps: Whether it runs over pictures; if not, over one value a channel, as gates and projections do, which
-            are kept in FP32 on purpose.
+            are kept in FP32 on purpose. None if the engine does not say its sizes.
     """
 
     name: str
     kind: str
     dtype: str | None
-    on_maps: bool
+    on_maps: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +84,26 @@ class Inspection:
         """Return the tensors' dtypes and shapes and, for each kind of layer, how many compute in which dtype."""
         counts: dict[str, Counter[str]] = {}
         for layer in self.layers:
-            kind = layer.kind if layer.on_maps or layer.kind != CONVOLUTION else _GATE
+            kind = _GATE if layer.on_maps is False and layer.kind == CONVOLUTION else layer.kind
             counts.setdefault(kind, Counter())[str(layer.dtype)] += 1
         layers = {kind: dict(dtypes) for kind, dtypes in counts.items()}
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         return {"source": self.source, "tensors": dict(self.tensors), "shapes": shapes, "layers": layers}
 
 
-def check(inspection: Inspection, graph: GraphFile, *, int64: bool) -> None:
+def check(inspection: Inspection, graph: GraphFile, *, int64: bool, proves: bool) -> None:
     """Hold what was built against what it was built from.
 
     Args:
         inspection: What was built.
         graph: The graph's entry in the bundle's manifest.
         int64: Whether the library has int64 tensors; if not, ids are int32.
+        proves: Whether an FP16 plan's precision rests on this: a network with strong typing, an engine without. If
+            not, what it says must only not contradict it.
 
     Raises:
-        PlanBuildError: if an input or output is missing, surplus or of another dtype, or if layers do not compute in
-            the graph's precision.
+        PlanBuildError: if an input or output is missing, surplus or of another dtype, if layers do not compute in the
+            graph's precision, or if that cannot be told where this is what proves it.
     """
     specs = {spec.name: spec.dtype for spec in (*graph.inputs, *graph.outputs)}
     expected = {name: "int32" if dtype == "int64" and not int64 else dtype for name, dtype in specs.items()}
@@ -118,7 +120,9 @@ def check(inspection: Inspection, graph: GraphFile, *, int64: bool) -> None:
                 f"the {inspection.source} built from {graph} has {spec.name} of shape {shape}; {spec} expected. "
                 "Export the bundle again"
             )
-    _check_precision(inspection, graph)
+    _check_precision(inspection, graph, proves=proves)
+    if proves and graph.precision == "fp16" and graph.module == "video":
+        _require_proof(inspection, graph)
 
 
 def check_size(plan_bytes: int, graph: GraphFile) -> None:
@@ -182,23 +186,42 @@ def dtype_name(dtype: Any) -> str:  # noqa: ANN401 - the library is not typed
     return _DTYPES.get(name, name)
 
 
-def _check_precision(inspection: Inspection, graph: GraphFile) -> None:
+def _check_precision(inspection: Inspection, graph: GraphFile, *, proves: bool) -> None:
     layers = [layer for layer in inspection.layers if layer.dtype is not None]
     wanted = _PRECISIONS[graph.precision]
-    wrong = [layer for layer in layers if layer.dtype != wanted and (layer.on_maps or wanted == "float32")]
+
+    def counts(layer: Layer) -> bool:
+        """Whether a layer must be in the graph's precision. A proof has no convolution of unknown sizes excused."""
+        unknown = proves and layer.kind == CONVOLUTION and layer.on_maps is None
+        return wanted == "float32" or bool(layer.on_maps) or unknown
+
+    wrong = [layer for layer in layers if layer.dtype != wanted and counts(layer)]
+    seen = _count(len(layers), "layer")
     if wrong:
         names = ", ".join(layer.name for layer in wrong[:_NAMED]) + (", ..." if len(wrong) > _NAMED else "")
-        kinds = Counter(f"{layer.kind}s in {layer.dtype}" for layer in wrong)
-        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        kinds = Counter((layer.kind, layer.dtype) for layer in wrong)
+        found = ", ".join(f"{_count(count, kind)} in {dtype}" for (kind, dtype), count in kinds.items())
         raise PlanBuildError(
-            f"the {inspection.source} built from {graph} does not compute in {wanted}: of {len(layers)} layers it has "
+            f"the {inspection.source} built from {graph} does not compute in {wanted}: of {seen} it has "
             f"{found} ({names}). Nothing was kept; export the bundle again, or ask for the precision it has"
         )
     if layers and all(layer.dtype != wanted for layer in layers):
         raise PlanBuildError(
-            f"the {inspection.source} built from {graph} computes nothing in {wanted}: its {len(layers)} layers are in "
+            f"the {inspection.source} built from {graph} computes nothing in {wanted}: it has {seen} in "
             f"{', '.join(sorted({str(layer.dtype) for layer in layers}))}. Nothing was kept; export the bundle again"
         )
+
+
+def _require_proof(inspection: Inspection, graph: GraphFile) -> None:
+    """Refuse a video tower in FP16 of which not one convolution over pictures is seen to be in FP16."""
+    convolutions = [layer for layer in inspection.layers if layer.kind == CONVOLUTION]
+    if any(layer.on_maps and layer.dtype == "float16" for layer in convolutions):
+        return
+    raise PlanBuildError(
+        f"the precision of the {inspection.source} built from {graph} could not be verified: it shows "
+        f"{_count(len(convolutions), 'convolution')}, and none that is known to run over pictures in float16. Nothing "
+        "was kept; report this with the version of TensorRT, or build without FP16: --precision fp32"
+    )
 
 
 def _engine_layer(entry: Mapping[str, Any]) -> list[Layer]:
@@ -222,12 +245,18 @@ def _engine_dtype(tensor: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _on_maps(shape: Sequence[int]) -> bool:
-    """Whether a layer's input has more than one position in a picture; sizes that are not known are -1.
+def _on_maps(shape: Sequence[int]) -> bool | None:
+    """Whether a layer's input has more than one position in a picture; open sizes are -1. None without a shape.
 
     A gate sees (N, C, T, 1, 1). Counted rather than looked up by position, as inside an engine axes are permuted.
     """
+    if not shape:
+        return None
     return len(shape) == _VIDEO_RANK and sum(size == 1 for size in shape[1:]) < 2  # noqa: PLR2004 - height and width
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(tensors: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:

@@ -171,7 +171,7 @@ def test_a_graph_of_another_precision_than_the_manifest_says_is_refused(
     rtx: Toolkit,
 ) -> None:
     wrong = write_bundle_of(tmp_path, onnx.ModelProto.FromString(bundle.read(bundle.graph("video"))))
-    with pytest.raises(PlanBuildError, match=r"not compute in float16: of 3 layers it has 1 convolutions in float32"):
+    with pytest.raises(PlanBuildError, match=r"not compute in float16: of 3 layers it has 1 convolution in float32"):
         build_plans(wrong, toolkit=rtx)
     assert not (wrong.path / "plans").exists()
 

@@ -209,10 +209,27 @@ def test_an_engine_that_does_not_describe_itself_is_refused(make: Make) -> None:
         bench.build()
 
 
+def test_without_strong_typing_an_engine_that_shows_no_layers_is_refused(make: Make) -> None:
+    bench = make("8.5")
+    bench.fake.describes = '{"Layers": []}'
+    with pytest.raises(PlanBuildError, match=r"^the precision of the engine built from .* could not be verified"):
+        bench.build()
+    # There is nothing to take FP32 for, and nothing but FP32 was allowed.
+    bench.build(precision="fp32")
+    bench.build(module="text")
+
+
+@pytest.mark.parametrize("generation", ["10", "11"])
+def test_with_strong_typing_the_network_has_proved_the_precision(generation: str, make: Make) -> None:
+    bench = make(generation)
+    bench.fake.describes = '{"Layers": []}'
+    assert [len(inspection.layers) for inspection in bench.build().inspections] == [3, 0]
+
+
 def test_an_engine_with_too_few_profiles_is_refused(make: Make) -> None:
     bench = make()
     bench.fake.before_build = lambda config: config.profiles.pop()
-    with pytest.raises(PlanBuildError, match=r"^tensorrt 11\.1\.0\.106 built 1 profiles of 2 for video uint8 fp16"):
+    with pytest.raises(PlanBuildError, match=r"^tensorrt 11\.1\.0\.106 built 1 of 2 profiles for video uint8 fp16"):
         bench.build()
 
 

@@ -74,7 +74,7 @@ def inspection(*layers: Layer, source: str = "engine") -> Inspection:
     return Inspection(source, TENSORS, SHAPES, layers)
 
 
-def layer(dtype: str | None, *, kind: str = CONVOLUTION, on_maps: bool = True, name: str = "c") -> Layer:
+def layer(dtype: str | None, *, kind: str = CONVOLUTION, on_maps: bool | None = True, name: str = "c") -> Layer:
     return Layer(name, kind, dtype, on_maps)
 
 
@@ -137,19 +137,21 @@ def test_version_11_says_the_dtype_beside_the_format_and_the_dtype_counts() -> N
         ([1, 64, 16, 1, 1], False),
         ([8, 16, 1, 1, 64], False),  # the axes of a gate, permuted
         ([8, 1024], False),
-        ([], False),
+        ([], None),
     ],
 )
-def test_gates_are_told_from_convolutions_over_pictures(shape: list[int], on_maps: bool) -> None:
+def test_gates_are_told_from_convolutions_over_pictures(shape: list[int], on_maps: bool | None) -> None:
     (found,) = engine_layers(document([convolution(HALF["10"], shape)]))
     assert found.on_maps is on_maps
 
 
-def test_layers_that_say_nothing_are_passed_over() -> None:
+def test_layers_that_say_nothing_are_passed_over_and_prove_nothing() -> None:
     entries = ["node_Conv_6 + node_Relu_5", {"Name": "x"}, convolution(HALF["10"], Inputs=[]), {"LayerType": None}]
     assert engine_layers(document(entries)) == []
     fused = {"Name": "{ForeignNode[video_cast...node_linear_37_6]}", "LayerType": "Myelin", "Inputs": [], "Outputs": []}
     assert engine_layers(document([fused])) == []
+    with pytest.raises(PlanBuildError, match="could not be verified: it shows 0 convolutions, and none that is known"):
+        check(inspection(*engine_layers(document([*entries, fused]))), GRAPH, int64=True, proves=True)
 
 
 @pytest.mark.parametrize(
@@ -162,16 +164,16 @@ def test_a_description_that_cannot_be_read_is_no_proof_of_precision(text: str) -
 
 def test_an_fp16_plan_may_keep_its_gates_and_projections_in_fp32() -> None:
     gate, fc = layer("float32", on_maps=False), layer("float32", kind=MULTIPLICATION, on_maps=False)
-    check(inspection(layer("float16"), gate, fc), GRAPH, int64=True)
+    check(inspection(layer("float16"), gate, fc), GRAPH, int64=True, proves=True)
     text = replace(GRAPH, module="text", input_form="tokens")
-    check(inspection(layer("float16", kind=MULTIPLICATION, on_maps=False), fc), text, int64=True)
+    check(inspection(layer("float16", kind=MULTIPLICATION, on_maps=False), fc), text, int64=True, proves=True)
 
 
 @pytest.mark.parametrize("source", ["network", "engine"])
 def test_an_fp16_plan_with_fp32_convolutions_is_refused(source: str) -> None:
     wrong = [layer("float32", name=f"conv_{index}") for index in range(4)]
     with pytest.raises(PlanBuildError) as caught:
-        check(inspection(layer("float16"), *wrong, layer(None), source=source), GRAPH, int64=True)
+        check(inspection(layer("float16"), *wrong, layer(None), source=source), GRAPH, int64=True, proves=True)
     assert str(caught.value) == (
         f"the {source} built from video uint8 fp16 (v.onnx) does not compute in float16: of 5 layers it has "
         "4 convolutions in float32 (conv_0, conv_1, conv_2, ...). Nothing was kept; export the bundle again, or ask "
@@ -181,24 +183,60 @@ def test_an_fp16_plan_with_fp32_convolutions_is_refused(source: str) -> None:
 
 def test_an_fp16_plan_without_a_layer_in_fp16_is_refused() -> None:
     only = layer("float32", kind=MULTIPLICATION, on_maps=False)
-    with pytest.raises(PlanBuildError, match=r"computes nothing in float16: its 1 layers are in float32"):
-        check(inspection(only), GRAPH, int64=True)
+    with pytest.raises(PlanBuildError, match=r"computes nothing in float16: it has 1 layer in float32"):
+        check(inspection(only), GRAPH, int64=True, proves=True)
 
 
 @pytest.mark.parametrize("on_maps", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_an_fp32_plan_is_fp32_in_every_layer(dtype: str, on_maps: bool) -> None:
     graph = replace(GRAPH, precision="fp32")
-    check(inspection(layer("float32"), layer("float32", on_maps=False)), graph, int64=True)
+    check(inspection(layer("float32"), layer("float32", on_maps=False)), graph, int64=True, proves=True)
     with pytest.raises(
-        PlanBuildError, match=f"does not compute in float32: of 2 layers it has 1 convolutions in {dtype}"
+        PlanBuildError, match=f"does not compute in float32: of 2 layers it has 1 convolution in {dtype}"
     ):
-        check(inspection(layer("float32"), layer(dtype, on_maps=on_maps)), graph, int64=True)
+        check(inspection(layer("float32"), layer(dtype, on_maps=on_maps)), graph, int64=True, proves=True)
 
 
-def test_an_engine_whose_layers_cannot_be_seen_is_held_to_its_tensors_alone() -> None:
-    check(inspection(), GRAPH, int64=True)
-    check(inspection(layer(None)), GRAPH, int64=True)
+@pytest.mark.parametrize("source", ["network", "engine"])
+@pytest.mark.parametrize(
+    ("layers", "shown"),
+    [
+        ([], "0 convolutions"),
+        ([layer(None)], "1 convolution"),
+        ([layer(None), layer("float16", on_maps=False)], "2 convolutions"),
+        ([layer("float16", on_maps=None)], "1 convolution"),
+        ([layer("float16", kind=MULTIPLICATION, on_maps=False)], "0 convolutions"),
+    ],
+)
+def test_an_fp16_video_tower_that_shows_no_fp16_convolution_is_not_verified(
+    layers: list[Layer], shown: str, source: str
+) -> None:
+    with pytest.raises(PlanBuildError) as caught:
+        check(inspection(*layers, source=source), GRAPH, int64=True, proves=True)
+    assert str(caught.value) == (
+        f"the precision of the {source} built from video uint8 fp16 (v.onnx) could not be verified: it shows {shown}, "
+        "and none that is known to run over pictures in float16. Nothing was kept; report this with the version of "
+        "TensorRT, or build without FP16: --precision fp32"
+    )
+    # Where the network has proved it, TensorRT-RTX shows an engine as one layer.
+    check(inspection(*layers, source=source), GRAPH, int64=True, proves=False)
+    check(inspection(*layers, source=source), replace(GRAPH, module="text"), int64=True, proves=True)
+
+
+def test_fp32_convolutions_of_unknown_sizes_are_excused_where_the_network_proved_the_precision() -> None:
+    entries = [convolution(HALF["8.5"]), convolution(FLOAT["8.5"], ())]
+    found = inspection(*engine_layers(document(entries)))
+    check(found, GRAPH, int64=True, proves=False)
+    with pytest.raises(PlanBuildError, match="not compute in float16: of 2 layers it has 1 convolution in float32"):
+        check(found, GRAPH, int64=True, proves=True)
+    contradiction = inspection(layer("float16"), layer("float32"))
+    with pytest.raises(PlanBuildError, match="not compute in float16: of 2 layers it has 1 convolution in float32"):
+        check(contradiction, GRAPH, int64=True, proves=False)
+
+
+def test_an_fp32_plan_needs_no_proof() -> None:
+    check(inspection(), replace(GRAPH, precision="fp32"), int64=True, proves=True)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +251,7 @@ def test_an_engine_whose_layers_cannot_be_seen_is_held_to_its_tensors_alone() ->
 )
 def test_inputs_and_outputs_are_those_of_the_graph(tensors: dict[str, str], listed: str) -> None:
     with pytest.raises(PlanBuildError) as caught:
-        check(Inspection("engine", tensors, SHAPES, [layer("float16")]), GRAPH, int64=True)
+        check(Inspection("engine", tensors, SHAPES, [layer("float16")]), GRAPH, int64=True, proves=True)
     assert str(caught.value) == (
         f"the engine built from video uint8 fp16 (v.onnx) has the inputs and outputs {listed}; "
         "video uint8, video_embedding float32 expected. Export the bundle again"
@@ -224,22 +262,27 @@ def test_inputs_and_outputs_are_those_of_the_graph(tensors: dict[str, str], list
 def test_shapes_are_those_of_the_graph(shape: tuple[int, ...]) -> None:
     shapes = {**SHAPES, "video_embedding": shape}
     with pytest.raises(PlanBuildError) as caught:
-        check(Inspection("network", TENSORS, shapes, [layer("float16")]), GRAPH, int64=True)
+        check(Inspection("network", TENSORS, shapes, [layer("float16")]), GRAPH, int64=True, proves=True)
     assert str(caught.value) == (
         f"the network built from video uint8 fp16 (v.onnx) has video_embedding of shape {shape}; "
         "video_embedding float32 (batch=1..64, 512) expected. Export the bundle again"
     )
     for fitting in ((64, 512), (-1, -1)):
-        check(Inspection("network", TENSORS, {**SHAPES, "video_embedding": fitting}, []), GRAPH, int64=True)
+        check(
+            Inspection("network", TENSORS, {**SHAPES, "video_embedding": fitting}, [layer("float16")]),
+            GRAPH,
+            int64=True,
+            proves=True,
+        )
 
 
 def test_ids_are_int32_where_there_is_no_int64() -> None:
     tokens = replace(GRAPH, inputs=(TensorSpec("tokens", "int64", (Dimension.fixed(1),)),))
     shapes = {"tokens": (1,), "video_embedding": (-1, 512)}
     old = Inspection("engine", {"tokens": "int32", "video_embedding": "float32"}, shapes, [layer("float16")])
-    check(old, tokens, int64=False)
+    check(old, tokens, int64=False, proves=True)
     with pytest.raises(PlanBuildError, match="tokens int32, video_embedding float32; tokens int64, "):
-        check(old, tokens, int64=True)
+        check(old, tokens, int64=True, proves=True)
 
 
 def test_a_plan_without_its_weights_is_refused() -> None:
