@@ -6,16 +6,17 @@ import importlib.util
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from helpers.commands import command, environment
 from helpers.deepstream_keys import INFER, PREPROCESS, read_key_file
+from helpers.host_plans import add_plan
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.triton_proto import check_config, parse_config
 from milnce.bundle import Bundle
-from milnce.plans import PLANS_FOLDER, Plan, PlanProfile, write_plan
+from milnce.plans import PLANS_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,28 +32,6 @@ def own(tmp_path: Path) -> Path:
     """Return a tiny bundle of this test's own."""
     write_tiny_bundle(tmp_path / "bundle")
     return tmp_path / "bundle"
-
-
-def add_plan(folder: Path, bundle: Path, **changes: Any) -> Plan:  # noqa: ANN401 - fields of several types
-    graph = Bundle.open(bundle).graph("video", precision="fp16")
-    values: dict[str, Any] = {
-        **dict.fromkeys(("file", "sha256"), ""),
-        **{name: getattr(graph, name) for name in ("module", "input_form", "precision")},
-        "format_version": 1,
-        "bytes": 0,
-        "onnx_sha256": graph.sha256,
-        "library": "tensorrt",
-        "library_version": "11.4.0.106",
-        "compute_capabilities": ("9.0",),
-        "gpu": "NVIDIA H200",
-        "driver": "13.0",
-        "hardware_compatibility": "none",
-        "version_compatible": False,
-        "build_s": 1.0,
-        "date": "2026-11-21",
-        "profiles": (PlanProfile({"video": ((2, 4, 32, 32, 3),) * 3}),),
-    }
-    return write_plan(folder, b"a plan", Plan(**{**values, **changes}))
 
 
 def test_a_bundle_becomes_a_repository_and_a_configuration(tiny: Tiny, tmp_path: Path, run: Run) -> None:
@@ -95,12 +74,12 @@ def test_every_option_arrives(tiny: Tiny, tmp_path: Path, run: Run) -> None:
 
 
 def test_the_bundles_own_plans_are_served_and_the_others_named(own: Path, tmp_path: Path, run: Run) -> None:
-    plan = add_plan(own / PLANS_FOLDER, own)
-    stale = add_plan(own / PLANS_FOLDER, own, onnx_sha256="0" * 64, compute_capabilities=("8.9",))
+    plan = add_plan(own / PLANS_FOLDER, Bundle.open(own))
+    stale = add_plan(own / PLANS_FOLDER, Bundle.open(own), onnx_sha256="0" * 64, compute_capabilities=("8.9",))
     result = run("export", "-b", own, "--triton", tmp_path / "triton")
     assert result.code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "on TensorRT 11.4.0.106 plans for compute capability 9.0, batches up to 2" in lines[0]
+    assert "on TensorRT 11.4.0.106 plans for compute capability 9.0, batches up to 4" in lines[0]
     assert lines[1] == f"  passed over: {stale.file}: it was built from another video-uint8-fp16.onnx; build it again"
     assert "milnce_text: text tokens fp16" in lines[2]
     result = run("export", "-b", own, "--triton", tmp_path / "triton", "--overwrite", "--json")
@@ -108,7 +87,7 @@ def test_the_bundles_own_plans_are_served_and_the_others_named(own: Path, tmp_pa
 
 
 def test_a_folder_of_plans_that_is_named_must_have_some(own: Path, tmp_path: Path, run: Run) -> None:
-    add_plan(tmp_path / "plans", own, library="tensorrt_rtx", library_version="1.7.1.116")
+    add_plan(tmp_path / "plans", Bundle.open(own), library="tensorrt_rtx", library_version="1.7.1.116")
     result = run("export", "-b", own, "--triton", tmp_path / "triton", "--plans", tmp_path / "plans")
     assert result.code == 1
     assert "Triton's TensorRT backend does not run plans of tensorrt_rtx" in result.stderr
