@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.host_plans import FP32, INT64, UINT8, read_config, shape_of
@@ -172,6 +172,7 @@ def test_a_missing_tower_is_named(tmp_path: Path) -> None:
         write_triton_repository(Bundle.open(tmp_path / "bundle"), tmp_path / "r")
 
 
+@example('a"b\\c\n\x00é\U0001f600', -1, True)
 @given(st.text(max_size=40), st.integers(-(2**31), 2**31 - 1), st.booleans())
 def test_any_text_survives_the_text_format(text: str, number: int, flag: bool) -> None:
     fields = {
