@@ -66,7 +66,7 @@ def test_no_folder_of_the_checkout_becomes_an_import_name(wheel: Path) -> None:
 
 def test_the_wheel_is_small_and_typed_and_holds_code_only(wheel: Path) -> None:
     # It was 145 kB before evaluation, its page, the search index and the demo came.
-    assert wheel.stat().st_size < 250_000
+    assert wheel.stat().st_size < 400_000
     held = names(wheel)
     modules = {"milnce/cli/__init__.py", "milnce/video/__init__.py", "milnce_convert/demo/samples.py"}
     pages = {"milnce/page.html", "milnce/page.css", "milnce/page.js"}
