@@ -27,6 +27,8 @@ Shape = tuple[int, ...]
 _FORMAT = "milnce-plan"
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,2}")
 _VERSION = re.compile(r"[0-9]+(\.[0-9A-Za-z_+-]+)*")
+# The largest plans of these towers take some hundred megabytes. The bound keeps a wrong file out of memory.
+_BYTES = range(1, 2**32 + 1)
 _NAME_LIMIT = 180  # with room for the suffixes, below the 255 bytes that file systems take
 
 
@@ -56,7 +58,7 @@ class Plan:
         format_version: Version of the sidecar's format, 1 here.
         file: Name of the plan in its folder; the sidecar is `file` + ".json".
         sha256: Hex digest of the plan.
-        bytes: Its size.
+        bytes: Its size, at most 4 GiB.
         module: Tower: "video", "text" or "projection".
         input_form: As in the bundle's manifest.
         precision: "fp32" or "fp16", the dtype inside the graph.
@@ -118,7 +120,7 @@ class Plan:
             format_version=root.get("format_version", int),
             file=root.file(),
             sha256=root.sha256("sha256"),
-            bytes=root.positive("bytes"),
+            bytes=root.get("bytes", int, _BYTES.__contains__, f"must be from 1 to {_BYTES[-1]}"),
             module=root.get("module", str),
             input_form=root.get("input_form", str),
             precision=root.get("precision", str, PRECISIONS.__contains__, f"must be one of {', '.join(PRECISIONS)}"),

@@ -1,7 +1,8 @@
 """The folder of a bundle's TensorRT plans: reads and writes plans and their sidecars, and trusts nothing it reads.
 
-A plan is native code to the library that deserialises it, so nothing of one is used before its folder's owner and
-mode, its size and its sha256 have been looked at, and what is used are the very bytes that were hashed.
+A plan is native code to the library that deserialises it, so nothing of one is used before owner and mode of its
+folder and of its files, its size and its sha256 have been looked at, and what is used are the very bytes that were
+hashed.
 """
 
 from __future__ import annotations
@@ -9,19 +10,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import stat
 import tempfile
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from milnce.errors import MilnceWarning, OutputError, PlanError
+from milnce.own_files import BUILD_AGAIN, own_file, own_folder
 from milnce.plan_file import Plan, decode, encode, plan_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PLAN_SUFFIX, SIDECAR_SUFFIX = ".plan", ".json"
 
@@ -30,8 +27,6 @@ _SIDECAR_LIMIT_BYTES = 2**20
 # Timings and kernels of many builds take some tens of megabytes.
 _CACHE_LIMIT_BYTES = 512 * 2**20
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-_AGAIN = "build it again: milnce build BUNDLE --force"
 
 
 def sidecars(folder: Path) -> tuple[list[Plan], list[str]]:
@@ -41,7 +36,7 @@ def sidecars(folder: Path) -> tuple[list[Plan], list[str]]:
         PlanError: if the folder is missing, somebody else's, or writable for others.
     """
     plans, problems = [], []
-    with _opened(folder) as descriptor:
+    with own_folder(folder) as descriptor:
         names = sorted(os.listdir(descriptor))  # noqa: PTH208  pathlib lists no descriptors
         for name in names:
             if not name.endswith(PLAN_SUFFIX) or name.startswith("."):
@@ -57,7 +52,7 @@ def sidecars(folder: Path) -> tuple[list[Plan], list[str]]:
 
 
 def read_plan(folder: Path, plan: Plan) -> bytes:
-    """Return the plan's bytes, after looking at the folder's owner and mode and the file's kind, size and sha256.
+    """Return the plan's bytes, after looking at the folder's and the file's owner and mode, its size and sha256.
 
     Args:
         folder: The folder of plans.
@@ -67,14 +62,18 @@ def read_plan(folder: Path, plan: Plan) -> bytes:
         PlanError: naming the file, if it is missing, changed or not to be trusted.
     """
     path = folder / plan.file
-    with _opened(folder) as descriptor:
-        data = _read(path, descriptor, limit=plan.bytes)
-    if len(data) != plan.bytes:
-        raise PlanError(f"{path} was cut or changed: it has {len(data)} bytes, its sidecar says {plan.bytes}; {_AGAIN}")
+    with own_folder(folder) as descriptor, own_file(path, descriptor) as file:
+        size = os.fstat(file.fileno()).st_size
+        # Before anything is read, since either number may be more than memory holds.
+        if size != plan.bytes:
+            raise PlanError(
+                f"{path} was cut or changed: it has {size} bytes, its sidecar says {plan.bytes}; {BUILD_AGAIN}"
+            )
+        data = file.read(size)
     found = hashlib.sha256(data).hexdigest()
     if found != plan.sha256:
         raise PlanError(
-            f"{path} was changed or damaged: its sha256 is {found}, its sidecar says {plan.sha256}; {_AGAIN}"
+            f"{path} was changed or damaged: its sha256 is {found}, its sidecar says {plan.sha256}; {BUILD_AGAIN}"
         )
     return data
 
@@ -102,7 +101,7 @@ def write_plan(folder: Path, data: bytes, plan: Plan) -> Plan:
     temporary: list[Path] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _opened(folder) as descriptor:
+        with own_folder(folder) as descriptor:
             temporary.append(_write_temporary(folder, written.file, data))
             temporary.append(_write_temporary(folder, written.file, content))
             with suppress(OSError):  # where a file system has no locks, two builds at once may spoil each other
@@ -142,7 +141,7 @@ def make_folder(folder: Path) -> bool:
     try:
         made = not folder.exists()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _opened(folder):
+        with own_folder(folder):
             _write_temporary(folder, "trial", b"").unlink()
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -156,11 +155,12 @@ def read_cache(folder: Path, name: str) -> bytes | None:
         PlanError: if the folder is missing, somebody else's, or writable for others: a cache holds compiled kernels.
     """
     path = folder / name
-    with _opened(folder) as descriptor:
+    with own_folder(folder) as descriptor:
         if not path.exists():
             return None
         try:
-            data = _read(path, descriptor, limit=_CACHE_LIMIT_BYTES)
+            with own_file(path, descriptor) as file:
+                data = file.read(_CACHE_LIMIT_BYTES + 1)
         except PlanError as error:
             warnings.warn(f"a cache is not used: {error}", MilnceWarning, stacklevel=2)
             return None
@@ -179,7 +179,7 @@ def write_cache(folder: Path, name: str, content: bytes) -> None:
         OutputError: if it cannot be written.
     """
     try:
-        with _opened(folder):
+        with own_folder(folder):
             temporary = _write_temporary(folder, name, hashlib.sha256(content).digest() + content)
             temporary.rename(folder / name)
     except OSError as error:
@@ -207,54 +207,11 @@ def _write_temporary(folder: Path, name: str, data: bytes) -> Path:
 
 def _sidecar(folder: Path, descriptor: int, name: str) -> Plan:
     path = folder / f"{name}{SIDECAR_SUFFIX}"
-    data = _read(path, descriptor, limit=_SIDECAR_LIMIT_BYTES)
+    with own_file(path, descriptor) as file:
+        data = file.read(_SIDECAR_LIMIT_BYTES + 1)
     if len(data) > _SIDECAR_LIMIT_BYTES:
-        raise PlanError(f"{path} is larger than {_SIDECAR_LIMIT_BYTES} bytes, so it is no sidecar; {_AGAIN}")
+        raise PlanError(f"{path} is larger than {_SIDECAR_LIMIT_BYTES} bytes, so it is no sidecar; {BUILD_AGAIN}")
     plan = decode(data, source=str(path))
     if plan.file != name:
-        raise PlanError(f"{path} is the sidecar of {plan.file}, not of {name}; {_AGAIN}")
+        raise PlanError(f"{path} is the sidecar of {plan.file}, not of {name}; {BUILD_AGAIN}")
     return plan
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    """Open the folder and check who may write to it; files are then opened through the descriptor, not by its name.
-
-    Raises:
-        PlanError: if it is missing, no folder, somebody else's, or writable for others.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise PlanError(
-            f"there are no plans at {folder} ({error.strerror}); build them: milnce build BUNDLE"
-        ) from error
-    try:
-        status = os.fstat(descriptor)
-        # Root may do as it likes anyway, and plans that root built into an image are run by others.
-        if status.st_uid not in (os.geteuid(), 0):
-            raise PlanError(
-                f"{folder} belongs to user {status.st_uid}, and this is user {os.geteuid()}. A plan is native code, so "
-                "those of others are not run; build your own: milnce build BUNDLE --plans FOLDER"
-            )
-        if status.st_mode & _WRITABLE_BY_OTHERS:
-            raise PlanError(
-                f"{folder} is writable for others (mode {stat.S_IMODE(status.st_mode):04o}). A plan is native code, so "
-                f"nobody else may change it; if you trust what it holds: chmod go-w {folder}"
-            )
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: Path, folder: int, *, limit: int) -> bytes:
-    """Return at most `limit` + 1 bytes of the plain file of `path`'s name in the folder's descriptor."""
-    try:
-        # No link is followed, and a named pipe is refused instead of waited for.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(path.name, flags, dir_fd=folder), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PlanError(f"{path} is not a plain file; {_AGAIN}")
-            return file.read(limit + 1)
-    except OSError as error:
-        raise PlanError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from error

@@ -30,6 +30,7 @@ FORBIDDEN = {
             "milnce.device_arrays",
             "milnce.dlpack",
             "milnce.plans",
+            "milnce.own_files",
             "milnce.plan_file",
             "milnce.plan_folder",
             "milnce.tensorrt_log",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +68,17 @@ def test_a_longer_plan_is_refused_without_reading_all_of_it(graph: GraphFile, fo
     plan = write_plan(folder, DATA, make_sidecar(graph))
     with (folder / plan.file).open("r+b") as file:
         file.truncate(2**40)  # a sparse file; reading it would take all memory
-    with pytest.raises(PlanError, match=f"it has {len(DATA) + 1} bytes"):
+    with pytest.raises(PlanError, match=f"it has {2**40} bytes, its sidecar says {len(DATA)}"):
         read_plan(folder, plan)
+
+
+@pytest.mark.parametrize("said", [10**12, 2**62])
+def test_a_sidecar_that_says_more_than_memory_holds_is_refused_before_reading(
+    said: int, graph: GraphFile, folder: Path
+) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    with pytest.raises(PlanError, match=f"it has {len(DATA)} bytes, its sidecar says {said}"):
+        read_plan(folder, replace(plan, bytes=said))
 
 
 def test_what_is_no_plain_file_is_refused(graph: GraphFile, folder: Path, tmp_path: Path) -> None:
@@ -86,7 +97,7 @@ def test_what_is_no_plain_file_is_refused(graph: GraphFile, folder: Path, tmp_pa
         read_plan(folder, plan)
     path.unlink()
     path.mkdir()
-    with pytest.raises(PlanError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(PlanError, match="is not a plain file"):
         read_plan(folder, plan)
 
 
@@ -100,6 +111,52 @@ def test_a_folder_that_others_can_write_to_is_refused(mode: int, graph: GraphFil
             action()
     folder.chmod(0o755)  # to be read by others is no harm
     assert read_plan(folder, plan) == DATA
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o606, 0o666, 0o622])
+def test_files_that_others_can_write_to_are_refused(mode: int, graph: GraphFile, folder: Path) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    write_cache(folder, "t.cache", DATA)
+    folder.chmod(0o755)
+    said = rf"is writable for others \(mode {mode:04o}\)\. A plan is native code, so nobody else may change it"
+    for name in (plan.file, f"{plan.file}.json", "t.cache"):
+        (folder / name).chmod(mode)
+    with pytest.raises(PlanError, match=said):
+        read_plan(folder, plan)
+    plans, problems = sidecars(folder)
+    assert plans == []
+    assert f"chmod go-w {folder}/{plan.file}.json" in problems[0]
+    with pytest.warns(MilnceWarning, match=said):
+        assert read_cache(folder, "t.cache") is None
+    for name in (plan.file, f"{plan.file}.json", "t.cache"):
+        (folder / name).chmod(0o644)  # to be read by others is no harm
+    assert read_plan(folder, plan) == DATA
+    assert sidecars(folder) == ([plan], [])
+    assert read_cache(folder, "t.cache") == DATA
+
+
+def test_files_of_another_user_in_an_own_folder_are_refused(
+    graph: GraphFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(folder, DATA, make_sidecar(graph))
+    write_cache(folder, "t.cache", DATA)
+    fstat = os.fstat
+
+    def of_another(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            return status
+        return os.stat_result((*status[:4], 12345, *status[5:]))
+
+    monkeypatch.setattr(os, "fstat", of_another)
+    said = (
+        rf"belongs to user 12345, and this is user {os.geteuid()}\. A plan is native code, so those of others are not"
+    )
+    with pytest.raises(PlanError, match=rf"{plan.file} {said}.*; build it again: milnce build BUNDLE --force"):
+        read_plan(folder, plan)
+    assert re.search(said, sidecars(folder)[1][0])
+    with pytest.warns(MilnceWarning, match=said):
+        assert read_cache(folder, "t.cache") is None
 
 
 def test_a_folder_of_another_user_is_refused_and_roots_is_not(
@@ -289,5 +346,5 @@ def test_a_cache_comes_back_and_a_damaged_one_does_not(folder: Path) -> None:
             assert read_cache(folder, "t.cache") is None
     path.unlink()
     path.mkdir()
-    with pytest.warns(MilnceWarning, match=r"a cache is not used: .*cannot be read \(Is a directory\)"):
+    with pytest.warns(MilnceWarning, match=r"a cache is not used: .*is not a plain file"):
         assert read_cache(folder, "t.cache") is None
