@@ -18,6 +18,7 @@ from gpucheck.record import ABSENT, ERROR, FAILED, MEASURED, PASSED
 from gpucheck.runner import NOT_RUN, Part, chosen, exit_code, run_part, run_parts, worst
 from helpers import gpu_fakes
 from milnce.bundle import Bundle
+from milnce.plans import sidecars
 from milnce_convert.parity import FP32_GATE, compare, require
 from milnce_convert.reference import from_onnxruntime, read
 
@@ -79,6 +80,9 @@ def test_everything_runs_on_a_simulated_gpu(gpu_check: Command, tiny: Tiny, tmp_
     assert answer["outcome"] == MEASURED
     assert "get_engine_validity gives INVALID" in answer["detail"]
     assert len(checks(report, "plan")) == 6
+    built, _ = sidecars(tmp_path / "work" / "plans" / "tiny")
+    batches = {plan.module: [next(iter(profile.shapes.values()))[2][0] for profile in plan.profiles] for plan in built}
+    assert batches == {"video": [1, 4], "text": [1, 8, 32, 256]}
     assert len(checks(report, "parity")) == 2 * 6 * 2  # backends, graphs, buckets
     assert len([check for check in checks(report, "latency") if check["outcome"] == MEASURED]) == 2 * 2 * 3 * 2
     assert len(checks(report, "memory")) == 4

@@ -163,6 +163,13 @@ def test_the_page_says_what_ran_where_and_what_failed() -> None:
         assert words in page
 
 
+def test_the_table_of_parity_shows_the_worst_bucket() -> None:
+    worse = parity_event(4, cosine=0.99)
+    worse["data"]["outputs"]["video_embedding"] |= {"relative_error": 0.5, "spread_error": 0.001}
+    page = render(document(parity_event(1), worse, parity_event(8)))
+    assert "| s3d | tensorrt | fp16 | uint8 | 1, 4, 8 | 1.0e-02 | 5.0e-01 | 2.0e-02 | 1.0e-03 | passed |" in page
+
+
 def test_the_table_of_speed_has_ratios_the_bound_and_no_speed_for_what_failed() -> None:
     page = render(
         document(
