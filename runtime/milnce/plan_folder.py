@@ -7,18 +7,26 @@ hashed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import tempfile
 import warnings
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from milnce.errors import MilnceWarning, OutputError, PlanError
-from milnce.own_files import BUILD_AGAIN, own_file, own_folder
+from milnce.own_files import (
+    BUILD_AGAIN,
+    close_to_others,
+    locked,
+    own_file,
+    own_folder,
+    remove_abandoned,
+    temporary_file,
+)
 from milnce.plan_file import Plan, decode, encode, plan_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PLAN_SUFFIX, SIDECAR_SUFFIX = ".plan", ".json"
 
@@ -98,21 +106,18 @@ def write_plan(folder: Path, data: bytes, plan: Plan) -> Plan:
     """
     written = replace(plan, file=plan_name(plan), sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     content = encode(written)
-    temporary: list[Path] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with own_folder(folder) as descriptor:
-            temporary.append(_write_temporary(folder, written.file, data))
-            temporary.append(_write_temporary(folder, written.file, content))
-            with suppress(OSError):  # where a file system has no locks, two builds at once may spoil each other
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _move_in(folder / written.file, *temporary)
+        with (
+            own_folder(folder) as descriptor,
+            temporary_file(folder, descriptor, written.file, data) as new_plan,
+            temporary_file(folder, descriptor, written.file, content) as new_sidecar,
+            locked(descriptor),
+        ):
+            _move_in(folder / written.file, new_plan, new_sidecar)
             os.fsync(descriptor)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
     return written
 
 
@@ -131,6 +136,8 @@ def _move_in(plan: Path, data: Path, content: Path) -> None:
 def make_folder(folder: Path) -> bool:
     """Make the folder of plans, for the owner alone, and make sure that plans can be written there.
 
+    An own folder that others can read is closed to them, with a warning. What builds that were killed left is removed.
+
     Returns:
         Whether it was made now; if not, it was there.
 
@@ -141,8 +148,17 @@ def make_folder(folder: Path) -> bool:
     try:
         made = not folder.exists()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with own_folder(folder):
-            _write_temporary(folder, "trial", b"").unlink()
+        with own_folder(folder) as descriptor:
+            if close_to_others(descriptor):
+                warnings.warn(
+                    f"{folder} was open for others to read, and is now for its owner alone (mode 0700); if others run "
+                    f"its plans: chmod 0755 {folder}",
+                    MilnceWarning,
+                    stacklevel=2,
+                )
+            remove_abandoned(descriptor)
+            with temporary_file(folder, descriptor, "trial", b""):
+                pass
     except OSError as error:
         raise _unwritable(folder, error) from error
     return made
@@ -179,9 +195,9 @@ def write_cache(folder: Path, name: str, content: bytes) -> None:
         OutputError: if it cannot be written.
     """
     try:
-        with own_folder(folder):
-            temporary = _write_temporary(folder, name, hashlib.sha256(content).digest() + content)
-            temporary.rename(folder / name)
+        whole = hashlib.sha256(content).digest() + content
+        with own_folder(folder) as descriptor, temporary_file(folder, descriptor, name, whole) as new:
+            new.rename(folder / name)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
@@ -190,19 +206,6 @@ def _unwritable(folder: Path, error: OSError) -> OutputError:
     return OutputError(
         f"plans cannot be written to {folder}: {error.strerror or error}; choose another folder (--plans FOLDER)"
     )
-
-
-def _write_temporary(folder: Path, name: str, data: bytes) -> Path:
-    descriptor, path = tempfile.mkstemp(prefix=f".{name[:100]}.partial-", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        Path(path).unlink(missing_ok=True)
-        raise
-    return Path(path)
 
 
 def _sidecar(folder: Path, descriptor: int, name: str) -> Plan:

@@ -136,7 +136,7 @@ def test_a_read_only_bundle_is_built_elsewhere(
         raise OSError(30, "Read-only file system")
 
     with monkeypatch.context() as read_only:
-        read_only.setattr("milnce.plan_folder.Path.mkdir", refuse)
+        read_only.setattr("milnce.own_files.Path.mkdir", refuse)
         with pytest.raises(OutputError, match=r"Read-only file system; choose another folder \(--plans FOLDER\)"):
             build_plans(bundle)
     assert tensorrt[0].configs == []
