@@ -96,6 +96,12 @@ class Plan:
     date: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def tf32(self) -> bool:
+        """Whether its FP32 layers may round their factors to 10 bits of mantissa, as the builder was told."""
+        told = self.options.get("settings")
+        return isinstance(told, dict) and told.get("tf32") is True
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of the sidecar."""
         values = {**asdict(self), "profiles": [profile.to_json() for profile in self.profiles]}
@@ -153,7 +159,8 @@ class Plan:
 def plan_name(plan: Plan) -> str:
     """Return the file name of a plan: <library>-<version>-sm<cc>-<precision>-<profile>.plan.
 
-    A plan for one GPU model carries its name, so that machines with different GPUs can share a folder.
+    A plan for one GPU model carries its name, so that machines with different GPUs can share a folder. One in TF32
+    says so, and is not written over the exact one.
     """
     version = f"{plan.library_version}_vc" if plan.version_compatible else plan.library_version
     target = "sm" + "_".join(capability.replace(".", "") for capability in plan.compute_capabilities)
@@ -163,7 +170,8 @@ def plan_name(plan: Plan) -> str:
         target += "_all"
     elif plan.library == "tensorrt" and plan.gpu:
         target += f"_{plan.gpu}"
-    parts = [plan.library, version, target, plan.precision, plan.module, plan.input_form, *profile_sizes(plan.profiles)]
+    precision = f"{plan.precision}_tf32" if plan.tf32 else plan.precision
+    parts = [plan.library, version, target, precision, plan.module, plan.input_form, *profile_sizes(plan.profiles)]
     name = "-".join(map(_plain, parts))
     if len(name) > _NAME_LIMIT:
         name = f"{name[: _NAME_LIMIT - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

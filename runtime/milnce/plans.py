@@ -15,11 +15,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from milnce.errors import PlanError
+from milnce.manifest import MANIFEST_FILE
 from milnce.plan_file import FORMAT_VERSION, HARDWARE_COMPATIBILITIES, Plan, PlanProfile, Shape, plan_name
 from milnce.plan_folder import read_plan, sidecars, write_plan
+from milnce.plan_rank import largest_batch, own_item_shapes, takes_items
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from milnce.cuda import GpuInfo
@@ -39,6 +41,7 @@ __all__ = [
     "installed_libraries",
     "library_problems",
     "obstacle",
+    "own_item_shapes",
     "plan_name",
     "read_plan",
     "sidecars",
@@ -87,23 +90,34 @@ def library_problems() -> tuple[str, ...]:
     return problems
 
 
-def find_plan(folder: Path, graph: GraphFile, gpu: GpuInfo, libraries: Sequence[Library]) -> tuple[Plan, Library]:
+def find_plan(
+    folder: Path,
+    graph: GraphFile,
+    gpu: GpuInfo,
+    libraries: Sequence[Library],
+    *,
+    bundle: Path | None = None,
+    item_shapes: Mapping[str, Shape] | None = None,
+) -> tuple[Plan, Library]:
     """Return the plan in `folder` to run `graph` with on `gpu`, and the library to run it.
 
-    Of several that fit, the library that comes first in `libraries` wins, then a plan for this very GPU and version
-    over a portable one, then the one that was built last.
+    Of several that fit, one in TF32 is taken only if no other is there. Then a plan wins that takes the bundle's own
+    sizes, then the library that comes first in `libraries`, then a plan for this very GPU and version over a portable
+    one, then the one with the largest batch, then the one that was built last.
 
     Args:
         folder: The folder of plans.
         graph: The graph's entry in the bundle's manifest.
         gpu: The GPU to run on.
         libraries: Installed libraries, preferred ones first.
+        bundle: Path of the bundle, for the command in messages; None if it is not known.
+        item_shapes: Shape of one item of each input, see `own_item_shapes`; None if any size will do.
 
     Raises:
         PlanError: if none fits; the message names every candidate, why it does not fit, and the command that builds
             one.
     """
-    command = build_command(folder, graph)
+    command = build_command(folder, graph, bundle=bundle, gpu=gpu.index)
     if not libraries:
         raise PlanError(f"no TensorRT library is installed: {_INSTALL['tensorrt']}; then: {command}")
     if not folder.exists():
@@ -120,7 +134,16 @@ def find_plan(folder: Path, graph: GraphFile, gpu: GpuInfo, libraries: Sequence[
             problems += [f"{plan.file}: {reason}" for reason in dict.fromkeys(reasons.values())]
     if fitting:
         newest_first = sorted(fitting, key=lambda found: found[0].date, reverse=True)
-        return min(newest_first, key=lambda found: (libraries.index(found[1]), _portability(found[0])))
+        return min(
+            newest_first,
+            key=lambda found: (
+                found[0].tf32,
+                not takes_items(found[0], item_shapes or {}),
+                libraries.index(found[1]),
+                _portability(found[0]),
+                -largest_batch(found[0]),
+            ),
+        )
     held = ", ".join(sorted({" ".join(_graph_key(plan)) for plan in plans})) or "none"
     installed = ", ".join(map(str, libraries))
     listed = "".join(f"\n  - {problem}" for problem in problems)
@@ -147,12 +170,22 @@ def obstacle(plan: Plan, graph: GraphFile, gpu: GpuInfo, library: Library) -> st
     return _version_obstacle(plan, library) or _hardware_obstacle(plan, gpu)
 
 
-def build_command(folder: Path, graph: GraphFile) -> str:
-    """Return the command that builds a plan of `graph` into `folder`."""
-    default = folder.name == PLANS_FOLDER
-    words = ["milnce build", shlex.quote(str(folder.parent)) if default else "BUNDLE"]
-    if not default:
+def build_command(folder: Path, graph: GraphFile, *, bundle: Path | None = None, gpu: int = 0) -> str:
+    """Return the command that builds a plan of `graph` into `folder`.
+
+    Args:
+        folder: The folder of plans.
+        graph: The graph's entry in the bundle's manifest.
+        bundle: Path of the bundle; None if it is not known: then "BUNDLE", unless `folder` lies in a bundle.
+        gpu: Index of the GPU.
+    """
+    if bundle is None and folder.name == PLANS_FOLDER and (folder.parent / MANIFEST_FILE).is_file():
+        bundle = folder.parent
+    words = ["milnce build", "BUNDLE" if bundle is None else shlex.quote(str(bundle))]
+    if bundle is None or folder != bundle / PLANS_FOLDER:
         words += ["--plans", shlex.quote(str(folder))]
+    if gpu:
+        words += ["--gpu", str(gpu)]
     if graph.input_form == "float32":
         words += ["--input-form", graph.input_form]
     if graph.precision == "fp32" and graph.module != "projection":

@@ -53,6 +53,18 @@ def test_plans_are_listed_with_what_they_are_for(bundle: Bundle, plan: Plan, run
     assert held[0]["profiles"][0]["video"]["max"] == [1, 4, 16, 16, 3]
 
 
+def test_a_plan_in_tf32_is_told_from_an_exact_one(
+    bundle: Bundle, plan: Plan, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_cuda.install(monkeypatch)
+    sidecar = {"options": {"settings": {"tf32": True}}}
+    rounded = write_fake_plan(bundle, bundle.graph("video"), fake, sidecar=sidecar)
+    assert rounded.file != plan.file
+    stdout = run("info", bundle.path).stdout
+    assert stdout.count("video uint8 fp32 ") == 2
+    assert stdout.count("video uint8 fp32 (TF32) ") == 1
+
+
 def test_ranges_and_other_exports_are_told(bundle: Bundle, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fake_cuda.install(monkeypatch)
     graph = bundle.graph("text")

@@ -33,6 +33,7 @@ FORBIDDEN = {
             "milnce.own_files",
             "milnce.plan_file",
             "milnce.plan_folder",
+            "milnce.plan_rank",
             "milnce.tensorrt_log",
         ),
         ("backends", "video", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),

@@ -174,6 +174,7 @@ def test_names_say_library_version_target_precision_and_sizes(graph: GraphFile) 
             {},
             {"gpu": "NVIDIA H100 80GB HBM3"},
             {"version_compatible": True},
+            {"precision": "fp32", "options": {"settings": {"tf32": True}}},
             {"hardware_compatibility": "same-compute-capability"},
             {"hardware_compatibility": "ampere-plus"},
             RTX_FIELDS,
@@ -183,6 +184,7 @@ def test_names_say_library_version_target_precision_and_sizes(graph: GraphFile) 
     assert names == {
         "tensorrt-11.1.0.106-sm90_NVIDIA_H200-fp16-video-uint8-1_8x4x32x32x3.plan",
         "tensorrt-11.1.0.106-sm90_NVIDIA_H100_80GB_HBM3-fp16-video-uint8-1_8x4x32x32x3.plan",
+        "tensorrt-11.1.0.106-sm90_NVIDIA_H200-fp32_tf32-video-uint8-1_8x4x32x32x3.plan",
         "tensorrt-11.1.0.106_vc-sm90_NVIDIA_H200-fp16-video-uint8-1_8x4x32x32x3.plan",
         "tensorrt-11.1.0.106-sm90_all-fp16-video-uint8-1_8x4x32x32x3.plan",
         "tensorrt-11.1.0.106-sm80plus-fp16-video-uint8-1_8x4x32x32x3.plan",
@@ -190,6 +192,13 @@ def test_names_say_library_version_target_precision_and_sizes(graph: GraphFile) 
         "tensorrt-11.1.0.106-sm90_NVIDIA_H200-fp16-video-uint8-1to16x4x32to64x32x3.plan",
     }
     assert profile_sizes(video_profiles(1, 2, 4)) == ["1_2_4x4x32x32x3"]
+
+
+@pytest.mark.parametrize("options", [{}, {"settings": None}, {"settings": []}, {"settings": {"tf32": 1}}])
+def test_options_are_free_form_and_only_the_builders_own_word_means_tf32(
+    options: dict[str, object], graph: GraphFile
+) -> None:
+    assert not make_sidecar(graph, options=options).tf32
 
 
 def test_names_hold_nothing_that_a_path_could_mean(graph: GraphFile, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,16 @@ from helpers.sidecars import (
 from milnce.bundle import Bundle
 from milnce.errors import PlanError
 from milnce.plan_folder import make_folder
-from milnce.plans import Library, build_command, find_plan, installed_libraries, library_problems, write_plan
+from milnce.plans import (
+    Library,
+    PlanProfile,
+    build_command,
+    find_plan,
+    installed_libraries,
+    library_problems,
+    own_item_shapes,
+    write_plan,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +43,7 @@ if TYPE_CHECKING:
     from helpers.tiny_bundle import Tiny
     from milnce.cuda import GpuInfo
     from milnce.manifest import GraphFile
+    from milnce.plans import Plan
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +79,7 @@ def test_of_several_the_preferred_library_the_tuned_plan_and_the_newest_win(grap
     assert find_plan(folder, graph, L4, [TENSORRT, RTX])[0] == portable
     assert find_plan(folder, graph, L4, [RTX, TENSORRT])[0] == rtx
     old = write_plan(folder, DATA, make_sidecar(graph, **fields, date="2026-01-01"))
-    new = write_plan(folder, DATA, make_sidecar(graph, **fields, date="2026-02-01", profiles=video_profiles(1)))
+    new = write_plan(folder, DATA, make_sidecar(graph, **fields, date="2026-02-01", profiles=video_profiles(8)))
     assert find_plan(folder, graph, L4, [TENSORRT, RTX])[0] == new
     (folder / f"{new.file}.json").unlink()
     assert find_plan(folder, graph, L4, [TENSORRT, RTX])[0] == old
@@ -76,8 +88,60 @@ def test_of_several_the_preferred_library_the_tuned_plan_and_the_newest_win(grap
     assert find_plan(folder, graph, L4, [TENSORRT, RTX])[0] == for_any_version
 
 
+def test_a_plan_in_tf32_is_taken_only_if_no_other_fits(graph: GraphFile, folder: Path) -> None:
+    rounded: dict[str, Any] = {"options": {"settings": {"tf32": True}}}
+    newer = write_plan(folder, DATA, make_sidecar(graph, **rounded, date="2027", profiles=video_profiles(64)))
+    assert find_plan(folder, graph, H200, [TENSORRT])[0] == newer
+    exact = write_plan(folder, DATA, make_sidecar(graph, hardware_compatibility="ampere-plus", date="2025"))
+    assert find_plan(folder, graph, H200, [TENSORRT])[0] == exact
+
+
+def test_the_bundles_own_sizes_then_the_largest_batch_then_the_date_decide(
+    tiny: Tiny, graph: GraphFile, folder: Path
+) -> None:
+    own = own_item_shapes(graph, Bundle.open(tiny.path).manifest)
+    (shape,) = own.values()
+
+    def write(batch: int, date: str, *item: int) -> Plan:
+        profiles = (PlanProfile({"video": ((batch, *item),) * 3}),)
+        return write_plan(folder, DATA, make_sidecar(graph, profiles=profiles, date=date))
+
+    write(64, "2028", 4, 48, 48, 3)
+    ranged = (PlanProfile({"video": ((1, 4, 16, 16, 3), (1, *shape), (2, 32, 64, 64, 3))}),)
+    taken = [write_plan(folder, DATA, make_sidecar(graph, profiles=ranged, date="2025"))]
+    taken.append(write(4, "2026", *shape))
+    taken.append(write(8, "2024", *shape))
+
+    def found(**options: Any) -> Plan:  # noqa: ANN401 - of find_plan
+        return find_plan(folder, graph, H200, [TENSORRT], **options)[0]
+
+    assert found().profiles[0].shapes["video"][2] == (64, 4, 48, 48, 3)
+    assert found(item_shapes=own) == taken[2]
+    for plan, next_best in ((taken[2], taken[1]), (taken[1], taken[0])):
+        (folder / f"{plan.file}.json").unlink()
+        assert found(item_shapes=own) == next_best
+    again = write(2, "2027", *shape)
+    assert found(item_shapes=own) == again
+
+
+def test_a_bundles_own_sizes_of_every_input(tiny: Tiny) -> None:
+    bundle = Bundle.open(tiny.path)
+    frames, size = bundle.manifest.sampling["frames"], bundle.manifest.sampling["size"]
+    shapes = {
+        (graph.module, graph.input_form): own_item_shapes(graph, bundle.manifest) for graph in bundle.manifest.graphs
+    }
+    assert shapes == {
+        ("video", "uint8"): {"video": (frames, size, size, 3)},
+        ("video", "float32"): {"video": (3, frames, size, size)},
+        ("text", "tokens"): {"tokens": (bundle.manifest.vocabulary.max_words,)},
+        ("projection", "mixed_5c"): {"mixed_5c": (12,)},
+    }
+
+
 def test_no_folder_says_how_to_build(graph: GraphFile, tmp_path: Path) -> None:
     folder = tmp_path / "my bundle" / "plans"
+    folder.parent.mkdir()
+    (folder.parent / "manifest.json").touch()
     command = f"milnce build '{tmp_path}/my bundle'"
     assert refusal(folder, graph) == f"there are no plans at {folder}; build them: {command}"
     assert refusal(folder, graph, libraries=()) == (
@@ -87,12 +151,29 @@ def test_no_folder_says_how_to_build(graph: GraphFile, tmp_path: Path) -> None:
 
 def test_the_command_builds_this_very_graph(tiny: Tiny, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny.path)
-    own, other = tmp_path / "plans", tmp_path / "elsewhere"
-    assert build_command(own, bundle.graph("video", precision="fp16")) == f"milnce build {tmp_path}"
+    own, other = bundle.path / "plans", tmp_path / "elsewhere"
+    here = f"milnce build {bundle.path}"
+    assert build_command(own, bundle.graph("video", precision="fp16")) == here
     wanted = bundle.graph("video", input_form="float32")
-    assert build_command(own, wanted) == f"milnce build {tmp_path} --input-form float32 --precision fp32"
+    assert build_command(own, wanted) == f"{here} --input-form float32 --precision fp32"
     assert build_command(other, bundle.graph("text")) == f"milnce build BUNDLE --plans {other} --precision fp32"
-    assert build_command(own, bundle.graph("projection")) == f"milnce build {tmp_path}"
+    assert build_command(own, bundle.graph("projection")) == here
+    assert build_command(other, bundle.graph("projection"), bundle=bundle.path) == f"{here} --plans {other}"
+    assert build_command(own, bundle.graph("projection"), bundle=bundle.path, gpu=1) == f"{here} --gpu 1"
+    # Its name alone says nothing.
+    stray = tmp_path / "plans"
+    assert build_command(stray, bundle.graph("projection")) == f"milnce build BUNDLE --plans {stray}"
+
+
+def test_the_command_names_the_bundle_that_is_given_and_the_gpu(tiny: Tiny, tmp_path: Path) -> None:
+    graph = Bundle.open(tiny.path).graph("video", precision="fp16")
+    second = replace(H200, index=1)
+    said = f"milnce build {tiny.path} --plans {tmp_path}/plans --gpu 1"
+    with pytest.raises(PlanError, match=re.escape(f"build them: {said}") + "$"):
+        find_plan(tmp_path / "plans", graph, second, [TENSORRT], bundle=tiny.path)
+    make_folder(tmp_path / "plans")
+    with pytest.raises(PlanError, match=re.escape(f"Build one: {said}") + "$"):
+        find_plan(tmp_path / "plans", graph, second, [TENSORRT], bundle=tiny.path)
 
 
 def test_every_candidate_is_named_with_what_differs(graph: GraphFile, folder: Path) -> None:
@@ -113,7 +194,7 @@ def test_every_candidate_is_named_with_what_differs(graph: GraphFile, folder: Pa
     assert text.splitlines()[0] == (
         f"no plan in {folder} runs video uint8 fp16 (video-uint8-fp16.onnx) on NVIDIA H200 (compute capability 9.0) "
         f"with tensorrt 11.1.0.106; it holds plans of: video uint8 fp16, video uint8 fp32. "
-        f"Build one: milnce build {folder.parent}"
+        f"Build one: milnce build BUNDLE --plans {folder}"
     )
     assert set(text.splitlines()[1:]) == {
         (

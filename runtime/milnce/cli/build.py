@@ -197,7 +197,7 @@ def _print(folder: Path, built: Sequence[BuiltPlan]) -> None:
     typer.echo(printable(f"{folder}: {len(built)} plans, {bytes_text(total)}"))
     rows = [
         [
-            f"{item.plan.module} {item.plan.input_form} {item.plan.precision}",
+            f"{item.plan.module} {item.plan.input_form} {item.plan.precision}{' (TF32)' if item.plan.tf32 else ''}",
             ", ".join(sizes.replace("_", ",").replace("x", " x ") for sizes in profile_sizes(item.plan.profiles)),
             _layers(item.plan),
             bytes_text(item.plan.bytes),

@@ -74,7 +74,7 @@ def _print_plans(bundle: Bundle, plans: Sequence[Plan], problems: Sequence[str])
     current = {graph.sha256 for graph in bundle.manifest.graphs}
     rows = [
         [
-            f"{plan.module} {plan.input_form} {plan.precision}",
+            f"{plan.module} {plan.input_form} {plan.precision}{' (TF32)' if plan.tf32 else ''}",
             f"{plan.library} {plan.library_version}",
             f"{plan.gpu or 'any'} ({', '.join(plan.compute_capabilities)})",
             ", ".join(map(_batches, plan.profiles)),
