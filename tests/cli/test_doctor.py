@@ -102,7 +102,7 @@ class FakeDriver:
 
 
 def test_doctor_does_not_call_packages_that_clash_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("milnce.backends.onnxruntime._packages", lambda: ["onnxruntime", "onnxruntime-gpu"])
+    monkeypatch.setattr("milnce.backends.onnxruntime.owning_packages", lambda: ["onnxruntime", "onnxruntime-gpu"])
     result = run("doctor")
     line = next(line for line in result.stdout.splitlines() if "installed together" in line)
     assert "unusable" in line

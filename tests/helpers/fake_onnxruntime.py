@@ -113,4 +113,7 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCuda) -> type[CudaSession
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    # A release that has the kernels, built for a CUDA whose libraries nobody looks for.
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
+    monkeypatch.setattr(onnxruntime, "cuda_version", "", raising=False)
     return kind

@@ -12,6 +12,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from milnce.backends.onnxruntime import probe
 from milnce.errors import CudaUnavailableError
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def _runs_plans(module: Any) -> str | None:  # noqa: ANN401 - a TensorRT module
 def _onnxruntime(module: Any) -> str | None:  # noqa: ANN401 - onnxruntime
     providers = module.get_available_providers()
     if "CUDAExecutionProvider" in providers:
-        return None
+        # Built for CUDA, which is not yet able to run: its libraries may be missing.
+        return probe().gpu_problem
     return (
         f"has the providers {', '.join(providers)} and not CUDAExecutionProvider; "
         "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"

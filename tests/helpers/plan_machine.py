@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ from milnce import backends
 from milnce.backends import BackendChoice
 from milnce.backends.tensorrt import TensorRtBackend
 from milnce.bundle import Bundle
+from milnce.plans import LIBRARIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +58,8 @@ class PlanMachine:
     ) -> None:
         monkeypatch.setattr("milnce.backends.selection._driver_problem", lambda: None)
         monkeypatch.setattr("milnce.plans.find_spec", lambda _: None)  # what is really installed here
+        for name in LIBRARIES:  # and what another test has imported of it
+            monkeypatch.delitem(sys.modules, name, raising=False)
         self.fake: FakeCuda = fake_cuda.install(monkeypatch, policy=policy[0], seed=policy[1], gpus=gpus)
         self.flavour = flavour
         self.trt: ModuleType = fake_tensorrt.install(monkeypatch, self.fake, MODULES[flavour], flavour=flavour)

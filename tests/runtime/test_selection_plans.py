@@ -36,7 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tiny: Tiny, tmp_path: Path) -> Iter
     made = PlanMachine(monkeypatch, tiny, tmp_path / "bundle" / "plans")
     made.bundle = Bundle.open(tmp_path / "bundle")
     fake_onnxruntime.install(monkeypatch, made.fake)
-    monkeypatch.setattr(onnxruntime, "_packages", lambda: ["onnxruntime-gpu"])
+    monkeypatch.setattr(onnxruntime, "owning_packages", lambda: ["onnxruntime-gpu"])
     yield made
     made.close()
 

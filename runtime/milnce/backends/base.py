@@ -37,6 +37,7 @@ class Availability:
         devices: Devices it can run on, such as ("cpu",); empty if none.
         precisions: Precisions it can run, such as ("fp32", "fp16", "bf16").
         problem: Why it cannot be used and how to cure that, or None if it can.
+        gpu_problem: Why it cannot run on a GPU although it was built for that, and how to cure it, or None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Availability:
     devices: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     problem: str | None = None
+    gpu_problem: str | None = None
 
     @property
     def usable(self) -> bool:

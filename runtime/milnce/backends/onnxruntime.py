@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milnce.backends.base import Availability, Backend, CpuBackend, check_signature
-from milnce.errors import BackendError
+from milnce.backends.cuda_libraries import load_cuda_libraries
+from milnce.cuda import gpus
+from milnce.errors import BackendError, CudaUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,14 +21,16 @@ if TYPE_CHECKING:
 
 NAME = "onnxruntime"
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# Older releases have no CUDA kernel of ReduceMax in opset 20, which the text tower ends with: 1.26 registers it to 18.
+_OLDEST_ON_CUDA = (1, 27)
 _LOG_ERRORS_ONLY = 3
 _INSTALL = 'pip install "milnce[onnxruntime]"'
 
 
 def probe() -> Availability:
     """Say what ONNX Runtime can do here. Never raises."""
-    packages = _packages()
+    packages = owning_packages()
     if len(packages) > 1:
         # They own the same module, so whichever was installed last has overwritten half of the other.
         return Availability(
@@ -40,8 +46,9 @@ def probe() -> Availability:
     except (ImportError, OSError, AttributeError) as error:  # AttributeError: an uninstall left an empty folder
         problem = f"installed but does not load ({error}); reinstall it" if packages else "not installed"
         return Availability(NAME, None, problem=f"{problem}: {_INSTALL}")
-    devices = tuple(device for device, provider in _PROVIDERS.items() if provider in providers)
-    return Availability(NAME, version, devices, ("fp32", "fp16"))
+    gpu_problem = _gpu_problem(version, getattr(onnxruntime, "cuda_version", None)) if CUDA in providers else None
+    devices = ("cpu", "cuda") if CUDA in providers and gpu_problem is None else ("cpu",)
+    return Availability(NAME, version, devices, ("fp32", "fp16"), gpu_problem=gpu_problem)
 
 
 def open_graph(model: bytes, graph: GraphFile, *, precision: str, threads: int | None) -> Backend:
@@ -74,7 +81,7 @@ class OnnxRuntimeBackend(CpuBackend):
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS["cpu"]], enable_fallback=0)
+            session = onnxruntime.InferenceSession(model, options, providers=[_CPU], enable_fallback=0)
         except Exception as error:
             raise BackendError(f"{NAME} cannot open {graph} on cpu: {error}") from error
         check_signature(NAME, graph, _names(session.get_inputs()), _names(session.get_outputs()))
@@ -97,13 +104,45 @@ def _names(tensors: Any) -> list[str]:  # noqa: ANN401 - the library is not type
     return [tensor.name for tensor in tensors]
 
 
-def _packages() -> list[str]:
-    """Return the installed packages that own the module onnxruntime."""
-    found = []
-    for package in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            metadata.distribution(package)
-        except metadata.PackageNotFoundError:
-            continue
-        found.append(package)
-    return found
+def owning_packages() -> list[str]:
+    """Return the installed packages that own the module onnxruntime which is imported.
+
+    Another one in a folder that comes later on Python's path is shadowed, and does no harm.
+    """
+    try:
+        module = find_spec(NAME)
+    except ValueError:  # a module was put in its place by hand
+        return []
+    if module is None or module.origin is None:
+        return []
+    home = Path(module.origin).resolve().parent
+    return [
+        package
+        for package in (NAME, "onnxruntime-gpu")
+        if any(home / "__init__.py" in _modules(found) for found in metadata.distributions(name=package))
+    ]
+
+
+def _modules(distribution: metadata.Distribution) -> set[Path]:
+    """Return where a distribution's onnxruntime/__init__.py lies, if it has one."""
+    files = [file for file in distribution.files or [] if file.parts == (NAME, "__init__.py")]
+    return {Path(str(distribution.locate_file(file))).resolve() for file in files}
+
+
+def _gpu_problem(version: str, cuda_version: str | None) -> str | None:
+    """Return why the CUDA provider, which was built in, cannot run here, or None."""
+    try:
+        gpus()
+    except CudaUnavailableError as error:
+        return str(error)
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < _OLDEST_ON_CUDA:
+        oldest = ".".join(map(str, _OLDEST_ON_CUDA))
+        return f'version {version} lacks kernels for these graphs: pip install "onnxruntime-gpu>={oldest}"'
+    missing = load_cuda_libraries(cuda_version)
+    if missing:
+        return (
+            f"it was built for CUDA {cuda_version}, and {', '.join(missing)} cannot be loaded: "
+            'pip install "onnxruntime-gpu[cuda,cudnn]"'
+        )
+    return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milnce.backends.base import CudaOptions, check_signature
+from milnce.backends.cuda_libraries import load_cuda_libraries
 from milnce.backends.gpu import GpuBackend, open_gpu
 from milnce.backends.layouts import Bucket, Layout
 from milnce.errors import BackendError, BackendUnavailableError, DeviceMemoryError
@@ -89,6 +90,8 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         available = onnxruntime.get_available_providers()
         if PROVIDER not in available:
             raise BackendUnavailableError(lacks_provider(available))
+        # Without them the provider does not start, and all that is said then is that nodes would run on the CPU.
+        missing = load_cuda_libraries(getattr(onnxruntime, "cuda_version", None))
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _LOG_ERRORS_ONLY
@@ -99,7 +102,8 @@ class OnnxRuntimeCudaBackend(GpuBackend):
                 model, options, providers=[(PROVIDER, self._provider_options(limit))], enable_fallback=0
             )
         except Exception as error:
-            raise _failed(f"{NAME} cannot open {self.graph} on {self.device}", error) from error
+            lacking = f" ({', '.join(missing)} cannot be loaded)" if missing else ""
+            raise _failed(f"{NAME} cannot open {self.graph} on {self.device}{lacking}", error) from error
         # A provider whose libraries do not load is dropped from the list, and the session runs on the CPU.
         used = session.get_providers()
         if used[0] != PROVIDER:

@@ -218,6 +218,8 @@ def _obstacle(found: Availability, device: str, precision: str) -> str | None:
         return found.problem
     if device not in found.devices:
         cure = ""
+        if device == "cuda" and found.gpu_problem is not None:
+            return found.gpu_problem
         if device == "cuda" and found.name == "onnxruntime":
             cure = "; install: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
         return f"it runs on {_listed(found.devices)} here, not on {device}{cure}"
