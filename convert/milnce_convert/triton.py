@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from milnce.errors import BundleError, PlanError
+from milnce.plan_rank import largest_batch, own_item_shapes, takes_items
 from milnce.plans import HARDWARE_COMPATIBILITIES, Plan, build_command, read_plan, sidecars
 from milnce_convert.host_folder import RECORD_FILE, folder_record, new_folder, vocabulary_bytes, write_file
 from milnce_convert.triton_config import (
@@ -19,10 +20,12 @@ from milnce_convert.triton_config import (
 from milnce_convert.triton_readme import readme
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from milnce.bundle import Bundle
-    from milnce.manifest import GraphFile
+    from milnce.manifest import GraphFile, Manifest
+    from milnce.plans import Shape
 
 KIND = "triton"
 VOCABULARY_FILE = "vocabulary.txt"
@@ -90,6 +93,7 @@ def write_triton_repository(  # noqa: PLR0913 - each one is a choice of the user
         The models as they were written.
 
     Raises:
+        InputError: if `max_batch` is out of range.
         BundleError: if the bundle lacks a tower in that precision and form, or a file is damaged.
         PlanError: if the plans contradict each other, cannot be trusted, or none fits and `require_plans`.
         OutputError: if the destination exists, or cannot be written.
@@ -122,7 +126,7 @@ def _model(
     bundle: Bundle, graph: GraphFile, folder: Path | None, *, require_plans: bool, max_batch: int | None
 ) -> TritonModel:
     name = f"milnce_{graph.module}"
-    fitting, problems = select_plans(folder, graph) if folder is not None else ([], [])
+    fitting, problems = select_plans(folder, graph, bundle.manifest) if folder is not None else ([], [])
     if fitting:
         files = {_capability(plan): plan_file(plan) for plan in fitting}
         config = plan_config(graph, bundle.manifest, fitting[0], files, name=name)
@@ -131,17 +135,18 @@ def _model(
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise PlanError(
             f"no plan in {folder} can serve {graph} in Triton. Build one inside the container that will run it: "
-            f"{build_command(folder, graph)}{listed}"
+            f"{build_command(folder, graph, bundle=bundle.path)}{listed}"
         )
     config = onnx_config(graph, bundle.manifest, name=name, max_batch=max_batch)
     return TritonModel(name, graph, config, (), tuple(problems))
 
 
-def select_plans(folder: Path, graph: GraphFile) -> tuple[list[Plan], list[str]]:
-    """Return the plans in `folder` that Triton can run for `graph`, and why others cannot be, one sentence each.
+def select_plans(folder: Path, graph: GraphFile, manifest: Manifest) -> tuple[list[Plan], list[str]]:
+    """Return the plans in `folder` that Triton can run for `graph`, and why others are not taken, one sentence each.
 
-    Of several for one compute capability the most portable is taken, then the newest: which GPU model a server has is
-    not known here.
+    Of several for one compute capability one in TF32 is taken only if no other is there, then one that takes the
+    bundle's own sizes, then the most portable, as which GPU model a server has is not known here, then the one with the
+    largest batch, then the newest.
 
     Raises:
         PlanError: if the folder is missing or not to be trusted, or the plans contradict each other.
@@ -159,9 +164,15 @@ def select_plans(folder: Path, graph: GraphFile) -> tuple[list[Plan], list[str]]
             candidates.append(plan)
     _check_versions(candidates)
     fitting: dict[str, Plan] = {}
+    sizes = own_item_shapes(graph, manifest)
     for plan in candidates:
         rival = fitting.get(_capability(plan))
-        fitting[_capability(plan)] = plan if rival is None else _one_of(rival, plan)
+        if rival is None:
+            fitting[_capability(plan)] = plan
+            continue
+        taken, lost, why = _one_of(rival, plan, sizes)
+        fitting[_capability(plan)] = taken
+        problems.append(f"{lost.file}: {taken.file} is taken for the same GPUs, {why}")
     chosen = list(fitting.values())
     if not same_profiles(chosen):
         raise PlanError(
@@ -182,22 +193,30 @@ def _capability(plan: Plan) -> str:
     return "" if plan.hardware_compatibility == "ampere-plus" else plan.compute_capabilities[0]
 
 
-def _one_of(older: Plan, newer: Plan) -> Plan:
-    """Return which of two plans for one compute capability to serve.
+def _one_of(older: Plan, newer: Plan, item_shapes: Mapping[str, Shape]) -> tuple[Plan, Plan, str]:
+    """Return which of two plans for one compute capability to serve, the other one, and what is better about the first.
 
     Raises:
         PlanError: if they are for two GPU models, so that it cannot be known which one the server has.
     """
-    portability = HARDWARE_COMPATIBILITIES.index
     if older.hardware_compatibility == newer.hardware_compatibility == "none" and older.gpu != newer.gpu:
         raise PlanError(
             f"{older.file} is for {older.gpu} and {newer.file} for {newer.gpu}, both of compute capability "
             f"{_capability(newer)}; Triton chooses by compute capability alone. Give a folder with one of them "
             "(--plans FOLDER), or build one for both: milnce build --hardware-compatibility same-compute-capability"
         )
-    if portability(older.hardware_compatibility) > portability(newer.hardware_compatibility):
-        return older
-    return newer
+    merits: tuple[tuple[Callable[[Plan], int], str], ...] = (
+        (lambda plan: not plan.tf32, "which is exact and not in TF32"),
+        (lambda plan: takes_items(plan, item_shapes), "which takes the bundle's own sizes"),
+        (lambda plan: HARDWARE_COMPATIBILITIES.index(plan.hardware_compatibility), "which runs on more GPU models"),
+        (largest_batch, "which takes larger batches"),
+    )
+    for merit, why in merits:
+        if merit(older) > merit(newer):
+            return older, newer, why
+        if merit(older) < merit(newer):
+            return newer, older, why
+    return newer, older, "which is newer"
 
 
 def _check_versions(plans: list[Plan]) -> None:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from milnce.errors import PlanError
+from milnce.errors import InputError, PlanError
+from milnce.plan_rank import own_item_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # Clips at once on a CPU leave the cache and take memory (see milnce.backends.base.Backend.items_per_run); on a GPU
 # larger batches are what plans are for.
 DEFAULT_MAX_BATCH = {"video": 8, "text": 64}
+
+# Far above what any GPU holds of clips, and within the 32 bits of the field.
+LARGEST_MAX_BATCH = 65_536
 
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 # TensorRT 8's parser makes int64 inputs int32; 10 is the first that keeps them.
@@ -43,8 +47,14 @@ def onnx_config(graph: GraphFile, manifest: Manifest, *, name: str, max_batch: i
         graph: The graph's entry in the manifest.
         manifest: The bundle's manifest, for the sizes of the warm-up and for the parameters.
         name: The model's name in the repository.
-        max_batch: Largest batch; a default for the module, within what the graph takes, if None.
+        max_batch: Largest batch, 1 to `LARGEST_MAX_BATCH`; a default for the module, within what the graph takes, if
+            None.
+
+    Raises:
+        InputError: if `max_batch` is out of range.
     """
+    if max_batch is not None and not 1 <= max_batch <= LARGEST_MAX_BATCH:
+        raise InputError(f"a largest batch of {max_batch} given; 1 to {LARGEST_MAX_BATCH} expected")
     limit = graph.inputs[0].shape[0].maximum
     largest = max_batch or DEFAULT_MAX_BATCH[graph.module]
     largest = largest if limit is None else min(largest, limit)
@@ -67,7 +77,7 @@ def onnx_config(graph: GraphFile, manifest: Manifest, *, name: str, max_batch: i
         "instance_group": [{"count": 1, "kind": Name("KIND_AUTO")}],
         "optimization": optimization,
         "model_warmup": [
-            _warmup(graph.inputs, {spec.name: (1, *_usual_sizes(spec, manifest)) for spec in graph.inputs})
+            _warmup(graph.inputs, {name: (1, *shape) for name, shape in own_item_shapes(graph, manifest).items()})
         ],
         "parameters": _entries(parameters, wrap="string_value"),
     }
@@ -199,18 +209,6 @@ def _warmup(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) ->
     batch = next(iter(shapes.values()))[0]
     sizes = ", ".join("x".join(map(str, shape)) for shape in shapes.values())
     return {"name": f"zeros {sizes}", "batch_size": batch, "inputs": _entries(inputs)}
-
-
-def _usual_sizes(spec: TensorSpec, manifest: Manifest) -> list[int]:
-    """Return the sizes of the axes after the batch: fixed ones, and those that the bundle samples and tokenises."""
-    sampling = manifest.sampling
-    usual = {
-        "frames": sampling["frames"],
-        "height": sampling["size"],
-        "width": sampling["size"],
-        "words": manifest.vocabulary.max_words,
-    }
-    return [axis.size or max(axis.minimum, usual.get(axis.name or "", 1)) for axis in spec.shape[1:]]
 
 
 def _common_dims(spec: TensorSpec, profiles: Sequence[PlanProfile]) -> list[int]:

@@ -17,7 +17,7 @@ from helpers.host_plans import FP32, INT64, UINT8, read_config, shape_of
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.triton_proto import ParseError, model_config_class, parse_config
 from milnce.bundle import Bundle
-from milnce.errors import BundleError
+from milnce.errors import BundleError, InputError
 from milnce.specs import Dimension
 from milnce_convert.triton import TritonModel, write_triton_repository
 from milnce_convert.triton_config import Name, onnx_config, to_pbtxt
@@ -102,6 +102,13 @@ def test_fixed_sizes_stand_in_the_configuration(tiny: Bundle) -> None:
     assert config["input"][0]["dims"] == [32, 224, 224, 3]
     assert config["max_batch_size"] == 4  # as much as the graph takes
     assert config["model_warmup"][0]["inputs"][0]["value"]["dims"] == [32, 224, 224, 3]
+
+
+@pytest.mark.parametrize("batch", [0, -1, 65_537, 2**31])
+def test_a_largest_batch_out_of_range_is_refused(batch: int, tiny: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"a largest batch of {batch} given; 1 to 65536 expected"):
+        write_triton_repository(tiny, tmp_path / "r", max_batch=batch)
+    assert not (tmp_path / "r").exists()
 
 
 def test_max_batch_is_taken(tiny: Bundle, tmp_path: Path) -> None:

@@ -115,10 +115,34 @@ def test_of_two_plans_for_one_capability_the_portable_one_is_served(tiny: Bundle
 
 def test_of_two_equal_plans_the_newer_one_is_served(tiny: Bundle, tmp_path: Path, plans: Path) -> None:
     # Named so that the older one comes later in the folder.
-    add_plan(plans, tiny, data=b"new", profiles=fixed(1), date="2026-11-21T13:00:00+00:00")
-    add_plan(plans, tiny, data=b"old", profiles=fixed(2), date="2026-11-21T12:00:00+00:00")
+    add_plan(plans, tiny, data=b"new", profiles=fixed(1, 4), date="2026-11-21T13:00:00+00:00")
+    add_plan(plans, tiny, data=b"old", profiles=fixed(2, 4), date="2026-11-21T12:00:00+00:00")
     write_triton_repository(tiny, tmp_path / "r", plans=plans)
     assert (tmp_path / "r" / "milnce_video" / "1" / "model_sm90.plan").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "why"),
+    [
+        ({"precision": "fp32"}, {"precision": "fp32", "options": {"settings": {"tf32": True}}}, "is exact and not in"),
+        ({}, {"profiles": (PlanProfile({"video": ((64, 4, 48, 48, 3),) * 3}),)}, "takes the bundle's own sizes"),
+        ({"hardware_compatibility": "same-compute-capability"}, {}, "runs on more GPU models"),
+        ({"profiles": fixed(1, 8)}, {"profiles": fixed(1, 4)}, "takes larger batches"),
+        ({"profiles": fixed(1, 8)}, {"profiles": fixed(2, 8), "date": "2025-01-01"}, "is newer"),
+    ],
+)
+@pytest.mark.parametrize("newer", [True, False])
+def test_what_is_better_is_served_and_what_lost_is_named(
+    better: dict[str, Any], worse: dict[str, Any], why: str, newer: bool, tiny: Bundle, tmp_path: Path, plans: Path
+) -> None:
+    dates = ("2026-02-01", "2026-01-01") if newer or "date" in worse else ("2026-01-01", "2026-02-01")
+    taken = add_plan(plans, tiny, data=b"better", **{"date": dates[0], **better})
+    lost = add_plan(plans, tiny, data=b"worse", **{"date": dates[1], **worse})
+    assert taken.file != lost.file
+    models = write_triton_repository(tiny, tmp_path / "r", precision=taken.precision, plans=plans)
+    assert (tmp_path / "r" / "milnce_video" / "1" / "model_sm90.plan").read_bytes() == b"better"
+    (said,) = models[0].passed_over
+    assert said.startswith(f"{lost.file}: {taken.file} is taken for the same GPUs, which {why}")
 
 
 def test_profiles_of_several_sizes_leave_the_axis_open(tiny: Bundle, tmp_path: Path, plans: Path) -> None:
