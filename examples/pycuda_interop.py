@@ -1,4 +1,4 @@
-# ruff: noqa: INP001, T201 - a program to read and to run, and no package
+# ruff: noqa: T201 - a program to read and to run, and no package
 """PyCUDA and milnce on one GPU: GPUArrays go in, GPUArrays come out, and no array takes the way through the host.
 
     pip install "milnce[tensorrt,pycuda]"

@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from milnce.cuda import Cuda
-from milnce.errors import MilnceWarning, PlanBuildError
+from milnce.errors import MilnceWarning, MissingDependencyError, PlanBuildError
 from milnce_convert.plan_inspect import Inspection, check, check_size, read_engine, read_network
 from milnce_convert.plan_module import capability_of
 from milnce_convert.plan_progress import monitor
@@ -162,9 +162,7 @@ class _Build:
             if wanted:
                 flags |= 1 << int(getattr(self.trt.NetworkDefinitionCreationFlag, name))
         if not self.able.reads_opset_18:
-            from milnce_convert.lowering import lower_to_opset_17  # noqa: PLC0415 - only old releases need onnx
-
-            model = lower_to_opset_17(model)
+            model = self._lowered(model)
         network = builder.create_network(flags)
         parser = self.trt.OnnxParser(network, self.toolkit.logger)
         if not parser.parse(model):
@@ -178,6 +176,16 @@ class _Build:
 
             constrain(self.trt, network, config, float_dtypes(model))
         return network
+
+    def _lowered(self, model: bytes) -> bytes:
+        try:
+            from milnce_convert.lowering import lower_to_opset_17  # noqa: PLC0415 - only old releases need onnx
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"{self.toolkit.library} reads graphs of opset 17 at most, and lowering them needs the package "
+                f"{error.name}: pip install onnx"
+            ) from error
+        return lower_to_opset_17(model)
 
     def _configure(self, builder: Any, config: Any, timing_cache: bytes | None) -> Any:  # noqa: ANN401
         """Tell the builder what the settings say; return the timing cache that it uses, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from helpers.fake_builder_network import HardwareCompatibilityLevel, ProfilingVe
 from helpers.fake_cuda import FakeGpu
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce.bundle import Bundle
-from milnce.errors import MilnceWarning, PlanBuildError
+from milnce.errors import MilnceWarning, MissingDependencyError, PlanBuildError
 from milnce_convert.plan_engine import build_engine
 from milnce_convert.plan_module import choose_toolkit
 from milnce_convert.plan_profiles import PlanSizes, Span, make_profiles
@@ -124,6 +125,14 @@ def test_8_5_gets_opset_17_and_the_dtypes_of_the_graph_layer_by_layer(make: Make
     assert [(layer.precision, layer.output_types) for layer in constants] == [(None, {})] * 2
     assert [inspection.source for inspection in built.inspections] == ["engine"]
     assert built.inspections[0].to_json()["layers"]["convolution"] == {"float16": 1}
+
+
+def test_8_5_names_the_package_that_lowering_needs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make("8.5")
+    monkeypatch.delitem(sys.modules, "milnce_convert.lowering", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingDependencyError, match=r"tensorrt 8.5.3.1 reads graphs of opset 17 .* pip install onnx"):
+        bench.build()
 
 
 def test_8_5_builds_fp32_without_the_flag_and_ids_in_int32(make: Make) -> None:

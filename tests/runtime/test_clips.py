@@ -60,7 +60,7 @@ WRONG_CLIPS: dict[str, tuple[object, str]] = {
 def test_wrong_clips_are_named_with_a_cure(tiny: Tiny, case: str) -> None:
     clips, text = WRONG_CLIPS[case]
     with milnce.load(tiny.path) as model, pytest.raises(InputError, match=re.escape(text)):
-        model.encode_video(clips)  # type: ignore[arg-type] # wrong on purpose
+        model.encode_video(clips)
 
 
 def test_nan_is_found_and_its_place_named(tiny: Tiny) -> None:
