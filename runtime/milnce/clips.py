@@ -75,8 +75,11 @@ def _dtype_on_device(clips: object) -> str | None:
 
     if not is_device_array(clips):
         return None
+    described = getattr(clips, "dtype", None)
+    if described is None:  # nothing but the interface, which says it
+        return np.dtype(getattr(clips, "__cuda_array_interface__", {}).get("typestr", "V")).name
     # PyTorch says "torch.uint8", the others have NumPy's dtypes.
-    return str(getattr(clips, "dtype", "")).rpartition(".")[2]
+    return str(described).rpartition(".")[2]
 
 
 def _check_rank(clips: NDArray[Any], form: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import milnce
+from milnce.clips import input_form
 from milnce.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,3 +79,25 @@ def test_rounding_just_over_one_is_let_through_and_no_more(tiny: Tiny) -> None:
         assert np.isfinite(model.encode_video(clips).embedding).all()
         with pytest.raises(InputError, match=r"values from 0 to 1\.005 given; float clips must lie in \[0, 1\]"):
             model.encode_video(np.where(np.arange(16) == 3, np.float32(1.005), FLOAT32))
+
+
+class OnGpu:
+    """An array on a GPU, of which no more than its dtype is looked at."""
+
+    def __init__(self, typestr: str) -> None:
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "typestr": typestr,
+            "shape": (1, 4, 16, 16, 3),
+            "data": (1, False),
+        }
+
+
+def test_the_form_of_an_array_on_a_gpu_is_read_from_whatever_says_it() -> None:
+    assert input_form(OnGpu("|u1")) == "uint8"
+    assert input_form(OnGpu("<f4")) == "float32"
+    tensor = OnGpu("<f4")
+    tensor.dtype = "torch.uint8"  # type: ignore[attr-defined] # as PyTorch's prints
+    assert input_form(tensor) == "uint8"
+    with pytest.raises(InputError, match="OnGpu given; a numpy.ndarray expected"):
+        input_form(OnGpu("<f8"))
