@@ -77,7 +77,7 @@ def _dtype_on_device(clips: object) -> str | None:
         return None
     described = getattr(clips, "dtype", None)
     if described is None:  # nothing but the interface, which says it
-        return np.dtype(getattr(clips, "__cuda_array_interface__", {}).get("typestr", "V")).name
+        return str(np.dtype(getattr(clips, "__cuda_array_interface__", {}).get("typestr", "V")).name)
     # PyTorch says "torch.uint8", the others have NumPy's dtypes.
     return str(described).rpartition(".")[2]
 

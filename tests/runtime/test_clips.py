@@ -99,5 +99,5 @@ def test_the_form_of_an_array_on_a_gpu_is_read_from_whatever_says_it() -> None:
     tensor = OnGpu("<f4")
     tensor.dtype = "torch.uint8"  # type: ignore[attr-defined] # as PyTorch's prints
     assert input_form(tensor) == "uint8"
-    with pytest.raises(InputError, match="OnGpu given; a numpy.ndarray expected"):
+    with pytest.raises(InputError, match=r"OnGpu given; a numpy\.ndarray expected"):
         input_form(OnGpu("<f8"))
