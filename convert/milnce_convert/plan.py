@@ -122,7 +122,7 @@ def build_plans(
 
 
 def chosen_graphs(bundle: Bundle, options: PlanOptions) -> list[GraphFile]:
-    """Return the graphs that the options ask for.
+    """Return the graphs that the options ask for, each once, in the order of the modules.
 
     Raises:
         InputError: for a name that is no module, precision or input form.
@@ -131,9 +131,11 @@ def chosen_graphs(bundle: Bundle, options: PlanOptions) -> list[GraphFile]:
     held = bundle.manifest.graphs
     modules = options.modules or tuple(module for module in MODULES if any(g.module == module for g in held))
     check_names("module", modules, MODULES)
+    modules = tuple(module for module in MODULES if module in modules)
     precisions = _precisions(bundle, options, modules)
     check_names("precision", precisions, PRECISIONS)
-    forms = options.input_forms
+    precisions = tuple(precision for precision in PRECISIONS if precision in precisions)
+    forms = options.input_forms and tuple(dict.fromkeys(options.input_forms))
     if forms is None:
         listed = [graph.input_form for graph in held if graph.module == "video"]
         forms = tuple(dict.fromkeys([*listed[:1], *(form for form in listed if form == "uint8")]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 import warnings
 from concurrent.futures import Future, wait
@@ -213,9 +215,8 @@ class _Build:
                 member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
                 config.set_compute_capability(member, index)
         if settings.tactic_sources is not None:
-            config.set_tactic_sources(
-                sum(1 << int(getattr(trt.TacticSource, source)) for source in settings.tactic_sources)
-            )
+            bits = (1 << int(getattr(trt.TacticSource, source)) for source in settings.tactic_sources)
+            config.set_tactic_sources(functools.reduce(operator.or_, bits, 0))
         self._add_profiles(builder, config)
         return self._use_timing_cache(config, timing_cache)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
 
 _LEVELS = range(6)
 _MEGABYTE = 10**6
+# More memory than any GPU has, and within what the library's own type holds.
+_LARGEST_WORKSPACE_BYTES = 10**12
 
 
 @dataclass(frozen=True, slots=True)
 class BuilderSettings:
     """What the builder is told, beside graph and profiles. None leaves the library its own default.
 
+    Names that are given twice count once, and their order is of no matter.
+
     Attributes:
-        workspace_bytes: Most scratch memory a layer may take; TensorRT's default is all of the GPU's.
+        workspace_bytes: Most scratch memory a layer may take, 10**6 to 10**12; TensorRT's default is all of the GPU's.
         optimization_level: Effort, 0 to 5; TensorRT's default is 3.
         hardware_compatibility: "none", "same-compute-capability" or "ampere-plus".
         version_compatible: Build for newer versions and tensorrt_lean too; the plan then brings its lean runtime.
@@ -38,6 +43,14 @@ class BuilderSettings:
     tf32: bool = False
     compute_capabilities: tuple[str, ...] | None = None
     tactic_sources: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Put names into one order, as plans built with the same ones are the same."""
+        if self.compute_capabilities is not None:
+            ordered = sorted(set(self.compute_capabilities), key=lambda name: [*map(int, re.findall(r"\d+", name))])
+            object.__setattr__(self, "compute_capabilities", tuple(ordered))
+        if self.tactic_sources is not None:
+            object.__setattr__(self, "tactic_sources", tuple(sorted(set(self.tactic_sources))))
 
     def to_json(self) -> dict[str, Any]:
         """Return the sidecar's form."""
@@ -56,8 +69,11 @@ def check_settings(toolkit: Toolkit, settings: BuilderSettings) -> None:
             raise InputError(f"an optimisation level was given; {library} has none: leave it out")
         if settings.optimization_level not in _LEVELS:
             raise InputError(f"optimisation level {settings.optimization_level} given; levels are 0 to {_LEVELS[-1]}")
-    if settings.workspace_bytes is not None and settings.workspace_bytes < _MEGABYTE:
-        raise InputError(f"a workspace of {settings.workspace_bytes} bytes given; at least {_MEGABYTE} expected")
+    workspace_bytes = settings.workspace_bytes
+    if workspace_bytes is not None and not _MEGABYTE <= workspace_bytes <= _LARGEST_WORKSPACE_BYTES:
+        raise InputError(
+            f"a workspace of {workspace_bytes} bytes given; {_MEGABYTE} to {_LARGEST_WORKSPACE_BYTES} expected"
+        )
     if settings.hardware_compatibility not in able.hardware_compatibilities:
         known = settings.hardware_compatibility in HARDWARE_COMPATIBILITIES and able.compute_capabilities
         why = "; its plans name the GPUs they are for: --compute-capability" if known else ""

@@ -200,9 +200,26 @@ def _import_libraries() -> tuple[tuple[Library, ...], tuple[str, ...]]:
             continue
         try:
             found.append(Library(name, str(import_module(name).__version__)))
-        except Exception as error:  # noqa: BLE001 - a broken installation may raise anything; all of it is reported
+        except Exception as error:
+            if _comes_from_ctrl_c(error):
+                raise KeyboardInterrupt from error
             problems.append(f"{name} is installed but does not load ({error}); reinstall it: {_INSTALL[name]}")
     return tuple(found), tuple(problems)
+
+
+def _comes_from_ctrl_c(error: BaseException) -> bool:
+    """Whether a failed import was an interrupted one: pybind11 makes an ImportError of anything raised meanwhile."""
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        found = left.pop()
+        if found is None or found in seen:
+            continue
+        if isinstance(found, KeyboardInterrupt):
+            return True
+        seen.append(found)
+        left += [found.__cause__, found.__context__]
+    return False
 
 
 def _is_installed(name: str) -> bool:

@@ -159,7 +159,7 @@ def test_settings_reach_the_builder(make: Make) -> None:
             hardware_compatibility="same-compute-capability",
             version_compatible=True,
             tf32=True,
-            tactic_sources=("CUDNN", "JIT_CONVOLUTIONS"),
+            tactic_sources=("CUDNN", "JIT_CONVOLUTIONS", "CUDNN"),
         )
     )
     (config,) = bench.fake.configs

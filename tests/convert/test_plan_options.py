@@ -49,6 +49,27 @@ def test_a_bundle_without_fp16_says_how_to_get_it(tmp_path: Path) -> None:
     assert len(chosen_graphs(bundle, PlanOptions(precisions=("fp32",)))) == 3
 
 
+def test_what_is_asked_for_twice_is_built_once_in_the_order_of_the_modules(bundle: Bundle) -> None:
+    options = PlanOptions(("text", "video", "text", "video"), ("fp16", "fp32", "fp16"), ("float32", "float32"))
+    assert [graph.file for graph in chosen_graphs(bundle, options)] == [
+        "video-float32-fp32.onnx",
+        "video-float32-fp16.onnx",
+        "text-fp32.onnx",
+        "text-fp16.onnx",
+    ]
+
+
+def test_settings_with_the_same_names_are_the_same() -> None:
+    settings = BuilderSettings(
+        compute_capabilities=("12.0", "8.9", "12.0", "8.6"),
+        tactic_sources=("JIT_CONVOLUTIONS", "CUDNN", "CUDNN"),
+    )
+    assert settings.compute_capabilities == ("8.6", "8.9", "12.0")
+    assert settings == BuilderSettings(
+        compute_capabilities=("8.9", "8.6", "12.0"), tactic_sources=("CUDNN", "JIT_CONVOLUTIONS")
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
@@ -74,7 +95,8 @@ def test_what_the_bundle_lacks_is_named(
         ),
         (BuilderSettings(hardware_compatibility="all"), "hardware compatibility 'all' given; .* has: none$"),
         (BuilderSettings(optimization_level=6), "optimisation level 6 given; levels are 0 to 5"),
-        (BuilderSettings(workspace_bytes=1000), "a workspace of 1000 bytes given; at least 1000000 expected"),
+        (BuilderSettings(workspace_bytes=1000), "a workspace of 1000 bytes given; 1000000 to 1000000000000 expected"),
+        (BuilderSettings(workspace_bytes=2**80), f"a workspace of {2**80} bytes given; 1000000 to 1000000000000 exp"),
         (
             BuilderSettings(compute_capabilities=("9.0", "8.9")),
             r"compute capability 9\.0 given; .* builds for 7\.5, .*, 12\.1\. .* H100 and H200 \(9\.0\), run plans of",

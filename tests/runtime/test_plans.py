@@ -315,6 +315,29 @@ def test_installed_libraries_are_imported_and_broken_ones_reported(
     ) in library_problems()
 
 
+@pytest.mark.parametrize("cause", ["from error", ""])
+def test_ctrl_c_while_a_library_is_imported_is_no_broken_installation(
+    cause: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("tensorrt_lean", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    (tmp_path / "tensorrt.py").write_text(
+        "try:\n"
+        "    try:\n"
+        "        raise KeyboardInterrupt\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        raise SystemError('initialization failed') from error\n"
+        "except SystemError as error:\n"
+        f"    raise ImportError('initialization failed') {cause}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        installed_libraries()
+    with pytest.raises(KeyboardInterrupt):
+        library_problems()
+
+
 def test_the_installed_tensorrt_rtx_is_found() -> None:
     module = pytest.importorskip("tensorrt_rtx")
     assert Library("tensorrt_rtx", module.__version__) in installed_libraries()
