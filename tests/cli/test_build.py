@@ -16,6 +16,7 @@ from helpers import fake_builder, fake_cuda, fake_tensorrt
 from helpers.commands import command, environment
 from helpers.fake_cuda import FakeGpu
 from helpers.processes import heed_interrupts, wait_for
+from helpers.rtx import require_rtx
 from helpers.sidecars import names_in
 from milnce.bundle import Bundle
 from milnce.plans import find_plan, sidecars
@@ -40,7 +41,7 @@ def bundle(tiny: Tiny, tmp_path: Path) -> Path:
 @pytest.fixture
 def rtx() -> str:
     """Return the name and version of the installed TensorRT-RTX."""
-    return f"tensorrt_rtx {pytest.importorskip('tensorrt_rtx').__version__}"
+    return f"tensorrt_rtx {require_rtx().__version__}"
 
 
 def test_a_bundle_is_built_and_the_table_says_what_was_built(bundle: Path, run: Run, rtx: str) -> None:

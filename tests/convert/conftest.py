@@ -10,6 +10,7 @@ import pytest
 from helpers import fake_builder, fake_cuda, fake_tensorrt
 from helpers.fake_cuda import FakeGpu
 from helpers.graphs import ROWS, Traced, short_towers, trace
+from helpers.rtx import require_rtx
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce.bundle import Bundle
 from milnce_convert.fixtures import seeded_towers
@@ -73,5 +74,5 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeBuilder, FakeCuda]:
 @pytest.fixture
 def rtx() -> Toolkit:
     """Return the installed TensorRT-RTX, as on a machine without a GPU."""
-    pytest.importorskip("tensorrt_rtx")
+    require_rtx()
     return choose_toolkit("tensorrt_rtx")

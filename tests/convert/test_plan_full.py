@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.rtx import require_rtx
 from milnce.bundle import Bundle
 from milnce.bundle_writer import BundleWriter
 from milnce.plans import read_plan
@@ -32,7 +33,7 @@ OPTIONS = PlanOptions(
 @pytest.fixture(scope="module")
 def plans(full: Traced, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Plan, int]]:
     """Return each plan of the full towers, and the size of its ONNX file."""
-    pytest.importorskip("tensorrt_rtx")
+    require_rtx()
     from milnce_convert.plan_module import choose_toolkit  # noqa: PLC0415 - with the installed library
 
     toolkit: Toolkit = choose_toolkit("tensorrt_rtx")

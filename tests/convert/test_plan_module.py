@@ -10,6 +10,7 @@ import pytest
 
 from helpers import fake_builder, fake_cuda, fake_tensorrt
 from helpers.fake_cuda import FakeGpu
+from helpers.rtx import require_rtx
 from milnce.errors import BackendUnavailableError, CudaUnavailableError, InputError, MissingDependencyError
 from milnce_convert.plan_module import Capabilities, choose_toolkit
 
@@ -81,7 +82,7 @@ def test_a_module_with_nothing_but_strong_typing_needs_no_flag_for_it(monkeypatc
 
 
 def test_the_installed_tensorrt_rtx_builds_ahead_of_time() -> None:
-    able = Capabilities.of(pytest.importorskip("tensorrt_rtx"))
+    able = Capabilities.of(require_rtx())
     assert (able.strongly_typed, able.int64, able.progress, able.user_allocation) == (True,) * 4
     assert able.compute_capabilities == TARGETS
     assert able.default_targets == TARGETS[1:]
@@ -90,7 +91,7 @@ def test_the_installed_tensorrt_rtx_builds_ahead_of_time() -> None:
 
 
 def test_without_a_gpu_tensorrt_rtx_builds_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorrt_rtx")
+    require_rtx()
     fake_module(monkeypatch, "11", driver="absent")
     toolkit = choose_toolkit()
     assert (toolkit.library.name, toolkit.gpu) == ("tensorrt_rtx", None)
@@ -110,7 +111,7 @@ def test_on_a_gpu_tensorrt_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_gpu_without_tensorrt_tensorrt_rtx_builds_for_those_it_knows(
     monkeypatch: pytest.MonkeyPatch, without: Callable[..., None]
 ) -> None:
-    pytest.importorskip("tensorrt_rtx")
+    require_rtx()
     without("tensorrt")
     fake_cuda.install(monkeypatch, gpus=[L4, H200])
     assert "it builds for NVIDIA L4 and others, and tensorrt is not installed" in str(choose_toolkit())

@@ -14,6 +14,7 @@ pytest.importorskip("cuda.bindings.runtime")
 from helpers import fake_tensorrt
 from helpers.fake_cuda import FakeCuda, FakeGpu
 from helpers.fake_tensorrt import VERSIONS, make_fake_plan
+from helpers.rtx import require_rtx
 from helpers.tensorrt_rig import ARENA, FIXED, FLAVOURS, Log, Rig, graph
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def offered(trt: Any, rig: Rig) -> dict[str, set[str]]:  # noqa: ANN401  a stand
 
 
 def test_tensorrt_rtx_has_every_name_of_the_stand_in_and_the_same_enums(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pytest.importorskip("tensorrt_rtx")
+    real = require_rtx()
     rig = Rig(monkeypatch, "rtx")
     trt = rig.trt
     assert trt is not real

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers.rtx import require_rtx
 from helpers.sidecars import (
     B200,
     DATA,
@@ -339,6 +340,16 @@ def test_ctrl_c_while_a_library_is_imported_is_no_broken_installation(
 
 
 def test_the_installed_tensorrt_rtx_is_found() -> None:
-    module = pytest.importorskip("tensorrt_rtx")
+    module = require_rtx()
     assert Library("tensorrt_rtx", module.__version__) in installed_libraries()
     assert not [problem for problem in library_problems() if problem.startswith("tensorrt_rtx")]
+
+
+def test_where_tensorrt_rtx_is_required_its_absence_fails_and_elsewhere_skips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setenv("MILNCE_REQUIRE_RTX", "1")
+    with pytest.raises(pytest.fail.Exception, match="MILNCE_REQUIRE_RTX=1, but tensorrt_rtx does not load"):
+        require_rtx()
+    monkeypatch.delenv("MILNCE_REQUIRE_RTX")
+    with pytest.raises(pytest.skip.Exception, match="tensorrt_rtx does not load"):
+        require_rtx()
