@@ -31,7 +31,7 @@ from milnce_convert.plan_profiles import PlanSizes, make_profiles
 from milnce_convert.plan_settings import BuilderSettings, check_names, check_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from milnce.bundle import Bundle, GraphFile
@@ -85,6 +85,7 @@ def build_plans(
     *,
     toolkit: Toolkit | None = None,
     progress: Progress | None = None,
+    finished: Callable[[BuiltPlan], None] | None = None,
 ) -> list[BuiltPlan]:
     """Build plans of a bundle's graphs, inspect and write them. A plan that is there already is kept.
 
@@ -94,6 +95,7 @@ def build_plans(
         options: What to build, and how.
         toolkit: What builds; None to choose, see `choose_toolkit`.
         progress: Called with what is going on, and the part of it that is done (0 to 1) or None.
+        finished: Called with each plan as soon as it is in the folder, where it stays whatever comes after it.
 
     Returns:
         One entry a graph, in the order of the modules.
@@ -113,7 +115,12 @@ def build_plans(
     work = [(graph, make_profiles(graph, bundle.manifest, options.sizes)) for graph in chosen_graphs(bundle, options)]
     made = make_folder(folder)
     try:
-        return [_build(bundle, folder, graph, profiles, options, toolkit, progress) for graph, profiles in work]
+        built = []
+        for graph, profiles in work:
+            built.append(_build(bundle, folder, graph, profiles, options, toolkit, progress))
+            if finished is not None:
+                finished(built[-1])
+        return built
     finally:
         if made:
             # Left empty by a build that failed or was stopped.

@@ -181,11 +181,13 @@ def _gpu(device: int) -> tuple[GpuInfo | None, str]:
     """Return the GPU, or why there is none.
 
     Raises:
-        CudaUnavailableError: if there are GPUs, and none of that index.
+        CudaUnavailableError: if there is none of that index, and it is not the first, which is the default.
     """
     try:
         found = gpus()
     except CudaUnavailableError as error:
+        if device:
+            raise CudaUnavailableError(f"GPU {device} asked for: {error}") from error
         return None, str(error)
     if device >= len(found):
         held = ", ".join(f"{gpu.index}: {gpu.name}" for gpu in found)

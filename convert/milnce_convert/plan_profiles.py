@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -151,8 +152,8 @@ def _number(text: str) -> int | None:
 def _unreadable(text: str, option: str) -> InputError:
     pictures = " or 240x320 (height x width)" if option == "--size" else ""
     return InputError(
-        f"{option} {text} given; sizes from 1 expected: 8, or several (1,8,32), or a range (1:32, or 1:8:32 tuned for "
-        f"8){pictures}"
+        f"{option} {shlex.quote(text)} given; sizes from 1 expected: 8, or several (1,8,32), or a range (1:32, or "
+        f"1:8:32 tuned for 8){pictures}"
     )
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,13 +19,16 @@ from helpers.processes import heed_interrupts, wait_for
 from helpers.rtx import require_rtx
 from helpers.sidecars import names_in
 from milnce.bundle import Bundle
+from milnce.errors import PlanBuildError
 from milnce.plans import find_plan, sidecars
+from milnce_convert.plan_engine import build_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from helpers.commands import Ran, Tiny
+    from milnce.manifest import GraphFile
 
     Run = Callable[..., Ran]
 
@@ -120,6 +123,29 @@ def test_plans_can_go_elsewhere(bundle: Path, tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.usefixtures("rtx")
+def test_one_plan_is_one_plan_and_a_range_is_said_to_be_smaller(bundle: Path, run: Run) -> None:
+    assert run("build", bundle, "--module", "projection", *SMALL).stdout.startswith(f"{bundle}/plans: 1 plan, ")
+    assert "A range makes a much smaller plan" in " ".join(run("build", "--help").stdout.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (PlanBuildError, 1)])
+@pytest.mark.usefixtures("rtx")
+def test_a_build_that_stops_half_way_says_what_it_finished(
+    stop: type[BaseException], code: int, bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_text(toolkit: object, graph: GraphFile, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        if graph.module == "text":
+            raise stop
+        return build_engine(toolkit, graph, *args, **options)  # type: ignore[arg-type]  # as it came
+
+    monkeypatch.setattr("milnce_convert.plan.build_engine", stop_at_text)
+    result = run("build", bundle, *SMALL)
+    (kept,) = sidecars(bundle / "plans")[0]
+    assert result.code == code
+    assert f"Finished, and kept in {bundle}/plans: {kept.file}" in result.stderr
+
+
+@pytest.mark.usefixtures("rtx")
 def test_left_over_plans_of_other_versions_are_named(bundle: Path, run: Run) -> None:
     assert run("build", bundle, "--module", "projection", *SMALL).code == 0
     (plan,) = sidecars(bundle / "plans")[0]
@@ -129,9 +155,11 @@ def test_left_over_plans_of_other_versions_are_named(bundle: Path, run: Run) -> 
     path.with_name(f"{plan.file}.json").rename(f"{old}.json")
     changed = {**plan.to_json(), "file": "old.plan", "library_version": "1.0"}
     old.with_name("old.plan.json").write_text(json.dumps(changed))
+    old.with_name("old.plan.cache").touch()
     result = run("build", bundle, "--module", "projection", *SMALL)
     assert result.stderr.splitlines()[-1] == (
-        f"Plans of other graphs or versions are left in {bundle}/plans; delete them: old.plan"
+        f"Plans of other graphs or versions are left in {bundle}/plans; delete them: "
+        "old.plan, old.plan.cache, old.plan.json"
     )
     old.unlink()
     assert "left in" not in run("build", bundle, "--module", "projection", *SMALL).stderr

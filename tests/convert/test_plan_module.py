@@ -100,6 +100,13 @@ def test_without_a_gpu_tensorrt_rtx_builds_and_says_why(monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.parametrize("name", [None, "tensorrt_rtx", "tensorrt"])
+def test_a_gpu_that_is_asked_for_by_number_has_to_be_there(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_module(monkeypatch, "11", driver="absent")
+    with pytest.raises(CudaUnavailableError, match="GPU 1 asked for: there is no NVIDIA driver here"):
+        choose_toolkit(name, device=1)
+
+
 def test_on_a_gpu_tensorrt_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_module(monkeypatch, "11", gpus=[L4, H200])
     toolkit = choose_toolkit(device=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,6 +64,17 @@ def test_a_range_is_tuned_for_the_bundles_own_size_where_it_holds_that(tiny: Bun
     batches, words = parse_spans("1:8:32", "--text-batch"), parse_spans("1:32", "--words")
     assert shapes(tiny, "text", text_batch=batches, words=words) == [((1, 1), (8, 16), (32, 32))]
     assert shapes(tiny, "projection", text_batch=parse_spans("1:64", "")) == [((1, 12), (64, 12), (64, 12))]
+
+
+def test_a_range_is_not_tuned_for_a_size_that_the_graph_does_not_take(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b", sampling={"preset": "milnce-native", "size": 33, "frames": 5})
+    bundle = Bundle.open(tmp_path / "b")
+    frames, pictures = parse_spans("4:8", "--frames"), parse_pictures("16:64", "--size")
+    assert shapes(bundle, "video", batch=(Span.fixed(1),), frames=frames, pictures=pictures) == [
+        ((1, 4, 16, 16, 3), (1, 8, 64, 64, 3), (1, 8, 64, 64, 3))
+    ]
+    with pytest.raises(InputError, match=r"frames 5 asked for; .* takes frames=4\.\. step 2 there"):
+        shapes(bundle, "video")
 
 
 def test_the_same_profile_is_made_once(tiny: Bundle) -> None:
@@ -148,8 +160,14 @@ def test_sizes_that_cannot_be_read_are_named(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_spans(text, "--batch")
     assert str(caught.value) == (
-        f"--batch {text} given; sizes from 1 expected: 8, or several (1,8,32), or a range (1:32, or 1:8:32 tuned for 8)"
+        f"--batch {shlex.quote(text)} given; sizes from 1 expected: 8, or several (1,8,32), or a range (1:32, or "
+        "1:8:32 tuned for 8)"
     )
+
+
+def test_an_empty_size_is_seen() -> None:
+    with pytest.raises(InputError, match=r"^--batch '' given; "):
+        parse_spans("", "--batch")
 
 
 @pytest.mark.parametrize("text", ["", "1x2x3", "x", "224x", "0x5", "224:200", "10x20:20x10"])

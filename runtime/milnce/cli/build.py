@@ -47,7 +47,11 @@ FormsOption = Annotated[
 ]
 BatchesOption = Annotated[
     str | None,
-    typer.Option("--batch", help="Clips a run: 1,8 or 1:32; 1,2,4,8,16,32 if left out.", rich_help_panel=_SIZES),
+    typer.Option(
+        "--batch",
+        help="Clips a run: 1,8 or 1:32; 1,2,4,8,16,32 if left out. A range makes a much smaller plan of tensorrt_rtx.",
+        rich_help_panel=_SIZES,
+    ),
 ]
 TextBatchesOption = Annotated[
     str | None,
@@ -178,14 +182,21 @@ def build(  # noqa: PLR0913  # a command's options are its parameters
     toolkit = choose_toolkit(library, device=gpu)
     say(printable(str(toolkit)))
     folder = plans or opened.path / "plans"
-    with BuildProgress() as progress:
-        built = build_plans(opened, folder, options, toolkit=toolkit, progress=progress)
+    built: list[BuiltPlan] = []
+    try:
+        with BuildProgress() as progress:
+            build_plans(opened, folder, options, toolkit=toolkit, progress=progress, finished=built.append)
+    except BaseException:  # also Ctrl-C
+        if built:
+            names = ", ".join(item.plan.file for item in built)
+            say(printable(f"Finished, and kept in {folder}: {names}"))
+        raise
     if json_output:
         plans_json = [{**item.plan.to_json(), "kept": item.kept} for item in built]
         print_json({"folder": str(folder), "library": str(toolkit.library), "plans": plans_json})
     else:
         _print(folder, built)
-    _name_stale(folder, opened, toolkit, built)
+    _name_stale(folder, opened, toolkit)
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
@@ -194,7 +205,7 @@ def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
 
 def _print(folder: Path, built: Sequence[BuiltPlan]) -> None:
     total = sum(item.plan.bytes for item in built)
-    typer.echo(printable(f"{folder}: {len(built)} plans, {bytes_text(total)}"))
+    typer.echo(printable(f"{folder}: {len(built)} plan{'s' * (len(built) != 1)}, {bytes_text(total)}"))
     rows = [
         [
             f"{item.plan.module} {item.plan.input_form} {item.plan.precision}{' (TF32)' if item.plan.tf32 else ''}",
@@ -222,16 +233,16 @@ def _layers(plan: Plan) -> str:
     return "\n".join(counts)
 
 
-def _name_stale(folder: Path, bundle: Bundle, toolkit: Toolkit, built: Sequence[BuiltPlan]) -> None:
+def _name_stale(folder: Path, bundle: Bundle, toolkit: Toolkit) -> None:
     """Name plans of this library that nothing can run any more, so that they can be deleted."""
     hashes = {graph.sha256 for graph in bundle.manifest.graphs}
-    current = {item.plan.file for item in built}
     stale = [
         plan.file
         for plan in sidecars(folder)[0]
         if plan.library == toolkit.library.name
-        and plan.file not in current
         and (plan.onnx_sha256 not in hashes or plan.library_version != toolkit.library.version)
     ]
     if stale:
-        say(printable(f"Plans of other graphs or versions are left in {folder}; delete them: {', '.join(stale)}"))
+        # With their sidecars, and the kernels that TensorRT-RTX keeps.
+        files = sorted(path.name for path in folder.iterdir() if path.name.startswith(tuple(stale)))
+        say(printable(f"Plans of other graphs or versions are left in {folder}; delete them: {', '.join(files)}"))
