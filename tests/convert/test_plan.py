@@ -9,11 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from helpers import fake_cuda
+from helpers.fake_cuda import FakeGpu
 from milnce.bundle import Bundle
 from milnce.bundle_writer import BundleWriter
 from milnce.errors import BundleError, PlanBuildError
 from milnce.plans import read_plan, sidecars
 from milnce_convert.plan import PlanOptions, build_plans
+from milnce_convert.plan_module import choose_toolkit
 from milnce_convert.plan_profiles import PlanSizes, Span
 from milnce_convert.plan_settings import BuilderSettings
 
@@ -162,6 +165,7 @@ def test_a_bad_graph_is_refused_by_node_and_nothing_is_left(kind: str, said: str
     assert lines[1].startswith(f"  - {said}")
     assert {"transpose": "type UInt8", "scalar": "of types Half and Float"}[kind] in lines[1]
     assert lines[2:] == ["TensorRT takes what `milnce export` writes: export the bundle again with this release"]
+    assert "cudaError" not in str(caught.value)  # what it says for want of a driver is not what is wrong
     assert not (bad.path / "plans").exists()
 
 
@@ -194,6 +198,18 @@ def test_external_data_is_refused_before_a_parser_could_follow_it(bundle: Bundle
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], "/etc/passwd")
     with pytest.raises(BundleError, match=r"keeps a tensor in another file \(ONNX external data\), which is refused"):
         build_plans(write_bundle_of(tmp_path, model), toolkit=rtx)
+
+
+def test_on_a_gpu_that_cannot_run_it_a_plan_is_not_loaded(
+    bundle: Bundle, rtx: Toolkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cuda.install(monkeypatch, gpus=[FakeGpu(name="NVIDIA H200")])
+    toolkit = choose_toolkit("tensorrt_rtx")
+    assert toolkit.gpu is not None
+    assert rtx.gpu is None
+    (built,) = build_plans(bundle, options=PlanOptions(("text",), sizes=ONE), toolkit=toolkit)
+    assert [inspected["source"] for inspected in built.plan.options["inspected"]] == ["network"]
+    assert built.plan.gpu == "NVIDIA H200"
 
 
 def test_progress_names_each_graph(bundle: Bundle, rtx: Toolkit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import signal
 import sys
 import threading
@@ -200,6 +201,19 @@ def test_the_build_runs_on_the_chosen_gpu(make: Make) -> None:
     assert seen == [(1, "milnce-build")]
 
 
+def test_the_weights_of_the_network_live_while_it_is_built(make: Make) -> None:
+    bench = make()
+    alive: list[bool] = []
+
+    def look(_: object) -> None:
+        gc.collect()
+        alive.append(bench.fake.parser is not None and bench.fake.parser() is not None)
+
+    bench.fake.before_build = look
+    bench.build()
+    assert alive == [True]
+
+
 # What was built is not believed.
 
 
@@ -251,6 +265,12 @@ def test_a_plan_that_does_not_load_again_is_refused(make: Make, monkeypatch: pyt
     monkeypatch.setattr(bench.fake.trt.Runtime, "deserialize_cuda_engine", refuse)
     with pytest.raises(PlanBuildError, match=r"and then cannot load, video uint8 .*\n  - Magic tag does not match$"):
         bench.build()
+
+
+def test_a_plan_without_weights_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_builder, "make_fake_plan", lambda *_, **__: b"stripped")
+    with pytest.raises(PlanBuildError, match=r"has 8 bytes and the graph \d+, so its weights are not in it"):
+        make().build()
 
 
 def test_a_version_compatible_plan_may_bring_its_runtime_when_it_is_inspected(make: Make) -> None:
@@ -306,6 +326,23 @@ def test_a_failed_build_has_the_error_lines_of_the_log(make: Make) -> None:
     with pytest.raises(PlanBuildError) as again:
         bench.build()
     assert "Error Code 10" not in str(again.value)
+
+
+def test_what_the_library_said_before_is_not_this_builds_error(make: Make) -> None:
+    bench = make()
+    bench.toolkit.logger.errors.append("of another engine")
+    bench.fake.fails = "no luck"
+    with pytest.raises(PlanBuildError) as caught:
+        bench.build()
+    assert "of another engine" not in str(caught.value)
+
+
+def test_only_the_first_error_lines_are_kept(make: Make) -> None:
+    bench = make()
+    lines = [f"line {number}" for number in range(100)]
+    for line in lines:
+        bench.toolkit.logger.log(bench.fake.trt.ILogger.ERROR, line)
+    assert bench.toolkit.logger.errors == lines[:10]
 
 
 def test_a_profile_that_the_library_refuses_is_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,8 +404,10 @@ def test_a_progress_callback_that_fails_stops_the_build_and_is_raised(make: Make
         if done and done > 0.3:
             raise BrokenPipeError("nobody reads")
 
+    bench = make()
     with pytest.raises(BrokenPipeError, match="nobody reads"):
-        make().build(progress=fail)
+        bench.build(progress=fail)
+    assert bench.fake.descriptions == {}  # nothing was built to the end
 
 
 def test_ctrl_c_stops_the_build_at_its_next_step_and_waits_for_it(make: Make) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import json
+import weakref
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,6 +65,7 @@ class FakeBuilder:
         fails: Log this and build nothing.
         parser_errors: The parser's answer, as (node, operator, text).
         before_build: Called with the configuration, in the builder.
+        parser: The last parser, for as long as it lives: it owns the weights of its network.
     """
 
     trt: ModuleType
@@ -76,6 +78,7 @@ class FakeBuilder:
     parser_errors: tuple[tuple[str, str, str], ...] = ()
     before_build: Callable[[Any], None] | None = None
     descriptions: dict[bytes, str] = field(default_factory=dict)
+    parser: weakref.ref[OnnxParser] | None = None
 
     def describe(self, network: Network, config: Any) -> str:  # noqa: ANN401
         """Return the inspector's JSON of what is built."""
@@ -117,6 +120,7 @@ class OnnxParser:
 
     def __init__(self, network: Network, logger: Any) -> None:  # noqa: ANN401
         self._network, self._log = network, logger.log
+        self.fake.parser = weakref.ref(self)
 
     def parse(self, model: bytes) -> bool:
         if self.fake.parser_errors:

@@ -209,7 +209,7 @@ def read_onnx(network: Network, model: bytes, dtypes: Any) -> None:  # noqa: ANN
         kind = LayerType[_LAYERS.get(node.op_type, "ELEMENTWISE")]
         if node.op_type == "Gemm":
             # A constant for the weights, and the bias added by a layer of its own, as the real parser has it.
-            weight = Tensor(f"{node.name}_weight", inputs[0].dtype, (1, 1))
+            weight = Tensor(node.input[1], inputs[0].dtype, (1, 1))
             product = Tensor(
                 f"(Unnamed Layer* {len(network.layers)}) [Matrix Multiply]_output", inputs[0].dtype, (-1, 1)
             )

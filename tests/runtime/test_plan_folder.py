@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import stat
+import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -210,11 +211,18 @@ def test_files_and_then_the_folder_are_flushed_to_disk(
     assert flushed[-1][1] == [plan.file, f"{plan.file}.json"]
 
 
-def test_a_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_folder_is_made_for_its_owner_alone_and_tried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
     assert make_folder(tmp_path / "a" / "plans") is True
     assert make_folder(tmp_path / "a" / "plans") is False
     assert stat.S_IMODE((tmp_path / "a" / "plans").stat().st_mode) == 0o700
     assert names_in(tmp_path / "a" / "plans") == []
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "mkstemp", no_space)
+        with pytest.raises(OutputError, match=r"No space left on device; choose another"):
+            make_folder(tmp_path / "a" / "plans")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"plans cannot be written to .*file: File exists; choose another folder"):
         make_folder(tmp_path / "file")
