@@ -26,7 +26,7 @@ TEXT_BATCHES = (1, 8, 32, 256)
 
 # Most elements of a tensor that a convolution takes or gives, "Volume Limits" on the operator's page:
 # docs.nvidia.com/deeplearning/tensorrt/operators/docs/Convolution.html. Some builds get through with more, and
-# TensorRT-RTX 1.7.1 ends the process (SIGSEGV) with twenty times as many. The input alone is held against it here.
+# TensorRT-RTX 1.7.1 ends the process (SIGSEGV) with 18 times as many. The input alone is held against it here.
 LARGEST_VOLUME = 2**31 - 1
 
 # Which axis of an input is what. Fixed axes have no name in the manifest, so names cannot say it.
