@@ -184,15 +184,17 @@ def test_between_two_renames_no_plan_lies_beside_another_ones_sidecar(
 
 def test_two_writers_of_one_plan_take_turns(graph: GraphFile, folder: Path) -> None:
     make_folder(folder)
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
     writer = threading.Thread(target=write_plan, args=(folder, DATA, make_sidecar(graph)))
-    writer.start()
-    writer.join(0.3)
-    assert writer.is_alive()
-    # Not even a temporary file: until it is locked itself, a build that starts would take it for abandoned.
-    assert names_in(folder) == []
-    os.close(descriptor)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        # Not even a temporary file: until it is locked itself, a build that starts would take it for abandoned.
+        assert names_in(folder) == []
+    finally:
+        os.close(descriptor)  # or the writer would wait for ever
     writer.join(30)
     assert len(sidecars(folder)[0]) == 1
 
