@@ -230,6 +230,8 @@ def test_fp32_convolutions_of_unknown_sizes_are_excused_where_the_network_proved
     check(found, GRAPH, int64=True, proves=False)
     with pytest.raises(PlanBuildError, match="not compute in float16: of 2 layers it has 1 convolution in float32"):
         check(found, GRAPH, int64=True, proves=True)
+    multiplication = layer("float32", kind=MULTIPLICATION, on_maps=None)
+    check(inspection(layer("float16"), multiplication), GRAPH, int64=True, proves=True)
     contradiction = inspection(layer("float16"), layer("float32"))
     with pytest.raises(PlanBuildError, match="not compute in float16: of 2 layers it has 1 convolution in float32"):
         check(contradiction, GRAPH, int64=True, proves=False)

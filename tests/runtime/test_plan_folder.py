@@ -172,13 +172,17 @@ def test_between_two_renames_no_plan_lies_beside_another_ones_sidecar(
     write_plan(folder, DATA, make_sidecar(graph))
     seen: list[list[str]] = []
     rename = Path.rename
+    other = os.open(folder, os.O_RDONLY)
 
     def spy(self: Path, target: Path) -> Path:
+        with pytest.raises(BlockingIOError):  # another writer waits meanwhile
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         seen.append(sorted(name for name in names_in(folder) if name.endswith(".json")))
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", spy)
     write_plan(folder, DATA[::-1], make_sidecar(graph))
+    os.close(other)
     assert seen == [[], []]
 
 

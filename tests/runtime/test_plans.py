@@ -337,6 +337,11 @@ def test_ctrl_c_while_a_library_is_imported_is_no_broken_installation(
         installed_libraries()
     with pytest.raises(KeyboardInterrupt):
         library_problems()
+    (tmp_path / "tensorrt_lean.py").write_text("raise ImportError('initialization failed') from KeyboardInterrupt()\n")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.delitem(sys.modules, "tensorrt_lean")
+    with pytest.raises(KeyboardInterrupt):
+        installed_libraries()
 
 
 def test_the_installed_tensorrt_rtx_is_found() -> None:
