@@ -173,7 +173,7 @@ def hold_completions(monkeypatch: pytest.MonkeyPatch) -> Event:
     gate, finish = Event(), batches.finish
 
     def held(*arguments: Any) -> Any:  # noqa: ANN401 - finish's own
-        assert gate.wait(60)
+        assert gate.wait(10)
         return finish(*arguments)
 
     monkeypatch.setattr("milnce.backends.completion.finish", held)

@@ -148,6 +148,8 @@ def test_the_caller_s_stream_orders_everything_and_the_host_waits_for_nothing(
     np.testing.assert_array_equal(read, doubled(floats(count)))
     # Another stream that honours the interface sees them too.
     np.testing.assert_array_equal(found.copy_to_host(), doubled(floats(count)))
+    backend.close()
+    assert found.stream is None  # they are complete, and the stream may go
 
 
 def test_the_default_stream_can_be_the_caller_s(opened: Opened, fake: FakeCuda) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from cuda.bindings.runtime import cudaError_t
 
 from helpers import fake_cuda
 from helpers.doubling import Doubling, Foreign, doubled, floats
 from milnce.backends.base import CudaOptions
+from milnce.cuda import Cuda
 from milnce.errors import BackendError
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from helpers.doubling import Floats
     from helpers.fake_cuda import FakeCuda
+    from helpers.fake_cuda_streams import Policy
 
     Opened = Callable[..., Doubling]
 
@@ -81,24 +85,63 @@ def test_close_waits_for_what_is_under_way_and_frees_everything_once(opened: Ope
             call({"mixed_5c": floats(1)})
 
 
-def test_closing_while_others_run_ends_them_with_an_error_or_a_result(opened: Opened) -> None:
-    backend = opened(slots=2)
-    started = threading.Barrier(5)
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Let threads take turns far more often, so that what can come between two steps does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
 
-    def work(count: int) -> None:
-        started.wait(10)
-        said = ""
-        while not said:
-            said = said_by(lambda: np.testing.assert_array_equal(run(backend, floats(count)), doubled(floats(count))))
-        assert "closed" in said
 
-    with ThreadPoolExecutor(4) as threads:
-        ends = [threads.submit(work, count) for count in (1, 5, 9, 30)]
-        started.wait(10)
-        time.sleep(0.02)
-        backend.close()
-        for end in ends:
-            end.result(timeout=60)
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("policy", ["lazy", "random"])
+def test_anything_at_once_ends_with_right_numbers_or_a_typed_error(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy
+) -> None:
+    for seed in range(25):
+        with monkeypatch.context() as patched:
+            fake = fake_cuda.install(patched, policy=policy, seed=seed)
+            backend = Doubling(fake, CudaOptions(slots=1 + seed % 3, device_limit_bytes=40_000))
+            if seed % 5 == 4:
+                fake.fail("cudaMemcpyAsync", after=10 + seed, times=2, error=cudaError_t.cudaErrorUnknown)
+            with ThreadPoolExecutor(5) as threads:
+                ends = [threads.submit(use, backend, turn + 7 * seed) for turn in range(5)]
+                time.sleep(0.002 * (seed % 4))
+                backend.close()
+                assert all(end.result(timeout=60) for end in ends)
+            gc.collect()
+            fake.check()
+
+
+def use(backend: Doubling, seed: int) -> str:
+    """Use a backend until it is closed or something fails, and return the error."""
+    random = np.random.default_rng(seed)
+    try:
+        with Cuda().stream() as stream:
+            while True:
+                use_once(backend, random, stream.handle)
+    except BackendError as error:
+        return str(error)
+
+
+def use_once(backend: Doubling, random: np.random.Generator, stream: int) -> None:
+    array = floats(int(random.integers(1, 20)), seed=int(random.integers(100)))
+    expected, feeds = doubled(array), {"mixed_5c": array}
+    way = random.integers(5)
+    if way == 0:
+        found = run(backend, array)
+    elif way == 1:
+        future = backend.submit(feeds)
+        future.add_done_callback(lambda _: None)
+        found = future.result(timeout=60)["video_embedding"]
+    elif way == 2:
+        found = next(backend.stream([feeds, feeds]))["video_embedding"]  # and the rest is left
+    elif way == 3:
+        found = backend.run(feeds, on_device=True)["video_embedding"].copy_to_host()
+    else:
+        found = backend.run(feeds, cuda_stream=stream)["video_embedding"].copy_to_host()
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_backend_that_is_forgotten_frees_everything(fake: FakeCuda) -> None:

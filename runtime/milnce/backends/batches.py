@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milnce.errors import BackendError
+from milnce.device_arrays import DeviceArray
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from milnce.backends.layouts import Bucket
     from milnce.backends.slots import Ring, Slot
     from milnce.cuda import Event
-    from milnce.device_arrays import DeviceArray
 
     Outputs = dict[str, NDArray[Any]]
 
@@ -43,7 +42,8 @@ class Part:
         feeds: The whole batch's inputs.
         arrived: When inputs on the device may be read; None if all are on the host.
         results: Where results that stay on the device go; None if they are downloaded.
-        slot: The slot they run in, or ran in last.
+        slot: The slot they run in, or ran in.
+        completed: Set when a completer is done with it; None if none has it.
     """
 
     bucket: Bucket
@@ -53,6 +53,7 @@ class Part:
     arrived: Event | None
     results: Mapping[str, DeviceArray] | None
     slot: Slot | None = None
+    completed: threading.Event | None = None
 
     def held(self) -> Slot:
         """Return the slot of a part that was started."""
@@ -78,6 +79,31 @@ def split(
     return parts
 
 
+def upload(part: Part, slot: Slot, copier: Copier) -> None:
+    """Enqueue the copies of a part's inputs into its slot; those of the host are in pinned memory when this returns."""
+    layout, cuda = part.bucket.inputs, slot.cuda
+    if part.arrived is not None:
+        slot.stream.wait(part.arrived)
+    for name, array in part.feeds.items():
+        pointer, nbytes = slot.device_inputs.pointer + layout.offsets[name], part.rows * layout.row_bytes(name)
+        if isinstance(array, DeviceArray):
+            cuda.copy(pointer, array.pointer + part.first * layout.row_bytes(name), nbytes, slot.stream)
+        else:
+            copier.copy(slot.input_array(layout, name)[: part.rows], array[part.first : part.first + part.rows])
+            cuda.upload(pointer, slot.pinned_inputs.pointer + layout.offsets[name], nbytes, slot.stream)
+
+
+def download(part: Part, slot: Slot) -> None:
+    """Enqueue the copies of a part's outputs out of its slot, into pinned memory or to where they stay."""
+    layout, cuda = part.bucket.outputs, slot.cuda
+    for name, offset in layout.offsets.items():
+        pointer, nbytes = slot.device_outputs.pointer + offset, part.rows * layout.row_bytes(name)
+        if part.results is None:
+            cuda.download(slot.pinned_outputs.pointer + offset, pointer, nbytes, slot.stream)
+        else:
+            cuda.copy(part.results[name].pointer + part.first * layout.row_bytes(name), pointer, nbytes, slot.stream)
+
+
 def finish(ring: Ring, part: Part) -> Outputs:
     """Wait for a part, take its results out of pinned memory, and give its slot back.
 
@@ -89,19 +115,22 @@ def finish(ring: Ring, part: Part) -> Outputs:
     outputs = {}
     if part.results is None:
         outputs = {name: slot.output_array(layout, name)[: part.rows].copy() for name in layout.shapes}
+    else:
+        for array in part.results.values():
+            if part.first + part.rows == len(array):  # the last part, and parts are finished in order
+                array.stream = None  # complete: the caller may destroy the stream
     ring.release(part)
     return outputs
 
 
 def settle(parts: Sequence[Part]) -> None:
-    """Wait for parts that were started, whether or not they succeed.
+    """Wait for those parts that a completer has, whether or not they succeed.
 
-    A slot may have gone to another part since; that one's end comes later still.
+    Their slots may be another's by now, or gone, so nothing of CUDA is asked.
     """
     for part in parts:
-        if part.slot is not None:
-            with suppress(BackendError):
-                part.slot.finished.synchronize()
+        if part.completed is not None:
+            part.completed.wait()
 
 
 def join(parts: Sequence[Outputs]) -> Outputs:

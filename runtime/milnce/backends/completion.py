@@ -6,7 +6,7 @@ import logging
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
-from threading import Lock, Thread, current_thread
+from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any
 
 from milnce.backends.batches import finish, join
@@ -84,6 +84,7 @@ class Completer:
 
     def add(self, part: Part, joined: Joined | None) -> None:
         """Complete a part that was started; without `joined` nobody is told, and an error is logged."""
+        part.completed = Event()
         self._started.put((part, joined))
 
     def end(self) -> None:
@@ -114,6 +115,9 @@ def _completed(ring: Ring, part: Part, joined: Joined | None) -> Telling:
         if joined is None:
             return partial(_LOG.warning, "a batch failed on the GPU: %s", str(error))
         return partial(joined.fail, error)
+    finally:
+        if part.completed is not None:
+            part.completed.set()
     return _nothing if joined is None else partial(joined.add, outputs)
 
 

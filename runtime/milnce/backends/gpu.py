@@ -13,12 +13,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from milnce.backends.base import Backend, CudaOptions
-from milnce.backends.batches import Copier, Part, finish, join, settle, split
+from milnce.backends.batches import Copier, Part, download, finish, join, settle, split, upload
 from milnce.backends.completion import Completer, Joined
 from milnce.backends.intake import Arrivals, check_values, room
 from milnce.backends.slots import Ring
 from milnce.cuda import Cuda
-from milnce.device_arrays import DeviceArray
 from milnce.errors import BackendError, MilnceError
 from milnce.specs import check_feeds
 
@@ -134,17 +133,11 @@ class GpuBackend(Backend):
         completer = self._running_completer()
         with self._cuda.active(), self._batch(feeds, on_device=False, cuda_stream=None) as parts:
             joined = Joined(len(parts))
-            for part in parts:
-                try:
-                    part.slot = self._ring.acquire(part.bucket, part)
-                    self._start(part, part.slot)
-                except BaseException as error:
-                    self._ring.abandon([part])
-                    if not isinstance(error, BackendError):
-                        raise
-                    joined.fail(error)
-                    break
-                completer.add(part, joined)
+            try:
+                for part in parts:
+                    self._hand_over(part, completer, joined)
+            except BackendError as error:
+                joined.fail(error)
             return joined.future
 
     def stream(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[Outputs]:
@@ -213,17 +206,14 @@ class GpuBackend(Backend):
 
         If the block fails, room for results is freed once nothing writes there any more.
         """
-        arrays = self._arrivals.take(feeds)
-        check_feeds(self.inputs, arrays)
-        shapes = {name: tuple(array.shape[1:]) for name, array in arrays.items()}
-        count = len(next(iter(arrays.values())))
-        largest = self._bucket(count, shapes)
-        check_values(arrays, largest.inputs, self._index_limit)
         with ExitStack() as resources, ExitStack() as on_error:
-            arrived = results = None
-            if cuda_stream is not None or any(isinstance(array, DeviceArray) for array in arrays.values()):
-                arrived = resources.enter_context(self._cuda.event())
-                self._arrivals.mark(arrived, caller=cuda_stream)
+            arrays, arrived = self._arrivals.receive(feeds, cuda_stream, resources)
+            check_feeds(self.inputs, arrays)
+            shapes = {name: tuple(array.shape[1:]) for name, array in arrays.items()}
+            count = len(next(iter(arrays.values())))
+            largest = self._bucket(count, shapes)
+            check_values(arrays, largest.inputs, self._index_limit)
+            results = None
             if on_device or cuda_stream is not None:
                 results = room(self._cuda, count, largest.outputs, on_error, stream=cuda_stream)
             parts = split(arrays, lambda rows: self._bucket(rows, shapes), arrived=arrived, results=results)
@@ -256,14 +246,19 @@ class GpuBackend(Backend):
         """Start parts and let `stream` wait for them; the host does not."""
         completer = self._running_completer()
         for part in parts:
-            try:
-                part.slot = self._ring.acquire(part.bucket, part)
-                self._start(part, part.slot)
-                stream.wait(part.slot.finished)
-            except BaseException:
-                self._ring.abandon([part])
-                raise
-            completer.add(part, None)
+            self._hand_over(part, completer, None, stream)
+
+    def _hand_over(self, part: Part, completer: Completer, joined: Joined | None, behind: Stream | None = None) -> None:
+        """Start a part when a slot is free, let the stream `behind` wait for it, and let `completer` complete it."""
+        try:
+            part.slot = self._ring.acquire(part.bucket, part)
+            self._start(part, part.slot)
+            if behind is not None:
+                behind.wait(part.slot.finished)
+            completer.add(part, joined)
+        except BaseException:
+            self._ring.abandon([part])
+            raise
 
     def _running_completer(self) -> Completer:
         with self._changing:
@@ -276,40 +271,16 @@ class GpuBackend(Backend):
     def _start(self, part: Part, slot: Slot) -> None:
         """Enqueue a part's upload, its graph and its download."""
         try:
-            self._upload(part, slot)
+            upload(part, slot, self._copier)
             slot.uploaded.record(slot.stream)
             with self._enqueueing:
                 self._ring.compute.wait(slot.uploaded)
                 self._enqueue(slot, part.bucket)
                 slot.computed.record(self._ring.compute)
             slot.stream.wait(slot.computed)
-            self._download(part, slot)
+            download(part, slot)
             slot.finished.record(slot.stream)
         except MilnceError:
             raise
         except Exception as error:
             raise BackendError(f"{self.name} failed to run {self.graph} with {part.rows} rows: {error}") from error
-
-    def _upload(self, part: Part, slot: Slot) -> None:
-        layout = part.bucket.inputs
-        rows = slice(part.first, part.first + part.rows)
-        if part.arrived is not None:
-            slot.stream.wait(part.arrived)
-        for name, array in part.feeds.items():
-            pointer, nbytes = slot.device_inputs.pointer + layout.offsets[name], part.rows * layout.row_bytes(name)
-            if isinstance(array, DeviceArray):
-                source = array.pointer + part.first * layout.row_bytes(name)
-                self._cuda.copy(pointer, source, nbytes, slot.stream)
-            else:
-                self._copier.copy(slot.input_array(layout, name)[: part.rows], array[rows])
-                self._cuda.upload(pointer, slot.pinned_inputs.pointer + layout.offsets[name], nbytes, slot.stream)
-
-    def _download(self, part: Part, slot: Slot) -> None:
-        layout = part.bucket.outputs
-        for name, offset in layout.offsets.items():
-            pointer, nbytes = slot.device_outputs.pointer + offset, part.rows * layout.row_bytes(name)
-            if part.results is None:
-                self._cuda.download(slot.pinned_outputs.pointer + offset, pointer, nbytes, slot.stream)
-            else:
-                destination = part.results[name].pointer + part.first * layout.row_bytes(name)
-                self._cuda.copy(destination, pointer, nbytes, slot.stream)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from milnce.device_arrays import DeviceArray, as_device_array, is_device_array
-from milnce.errors import InputError
+from milnce.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,22 +28,54 @@ class Arrivals:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._stream = cuda.stream()
+        self._condition = Condition()
+        self._visitors: set[object] = set()
+        self._closed = False
 
-    def take(self, feeds: Mapping[str, Any]) -> Arrays:
-        """Return the arrays of `feeds`; those on the device without a copy.
+    def receive(
+        self, feeds: Mapping[str, Any], caller: int | None, resources: ExitStack
+    ) -> tuple[Arrays, Event | None]:
+        """Return the arrays of `feeds`, those on the device without a copy, and the event after which they are there.
+
+        Args:
+            feeds: What was given.
+            caller: Handle of the caller's stream; what it holds now comes before the event.
+            resources: Closes the event.
+
+        Returns:
+            The arrays, and the event, or None if everything is on the host and there is no `caller`.
 
         Raises:
-            InputError: for what is no array, or an array on the device that cannot be read there.
+            InputError: for what is no array, an array on the device that cannot be read there, or a `caller` that is
+                being captured into a graph.
+            CudaError: if `caller` is no stream of this GPU.
+            BackendError: if this is closed.
         """
-        return {name: self._array(name, value) for name, value in feeds.items()}
+        if caller is None and all(isinstance(value, np.ndarray) for value in feeds.values()):
+            return feeds, None
+        visitor = object()
+        try:
+            with self._condition:
+                if self._closed:
+                    raise BackendError("the model was closed while in use; load it again")
+                self._visitors.add(visitor)
+            arrays = {name: self._array(name, value) for name, value in feeds.items()}
+            arrived = resources.enter_context(self._cuda.event())
+            self._mark(arrived, caller)
+            return arrays, arrived
+        finally:
+            with self._condition:
+                self._visitors.discard(visitor)
+                self._condition.notify_all()
 
-    def mark(self, arrived: Event, *, caller: int | None) -> None:
-        """Record the moment at which what was taken so far, and what the stream `caller` holds now, is there.
+    def close(self) -> None:
+        """Give the stream back, once nobody is in `receive`."""
+        with self._condition:
+            self._closed = True
+            self._condition.wait_for(lambda: not self._visitors)
+        self._stream.close()
 
-        Raises:
-            InputError: if `caller` is being captured into a graph.
-            CudaError: if it is no stream of this GPU.
-        """
+    def _mark(self, arrived: Event, caller: int | None) -> None:
         if caller is not None:
             stream = self._cuda.borrowed_stream(caller)
             if int(self._cuda.call("cudaStreamIsCapturing", stream.handle)) != 0:
@@ -53,10 +86,6 @@ class Arrivals:
                 reached.record(stream)
                 self._stream.wait(reached)
         arrived.record(self._stream)
-
-    def close(self) -> None:
-        """Give the stream back."""
-        self._stream.close()
 
     def _array(self, name: str, value: Any) -> NDArray[Any] | DeviceArray:  # noqa: ANN401 - anything may be given
         if isinstance(value, np.ndarray):

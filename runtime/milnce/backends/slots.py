@@ -22,6 +22,7 @@ class Slot:
     """Buffers, a stream and events for one batch in flight.
 
     Attributes:
+        cuda: The GPU.
         index: Its place in the ring.
         holder: Who has it, None if it is free.
         stream: Carries the slot's copies, in both directions.
@@ -43,19 +44,19 @@ class Slot:
         self.pinned_outputs: PinnedBuffer
         self.device_inputs: DeviceBuffer
         self.device_outputs: DeviceBuffer
-        self._cuda = cuda
+        self.cuda = cuda
         self._buffers = ExitStack()
 
     def allocate(self, capacity: Capacity) -> None:
         """Allocate the four buffers, or none."""
         with ExitStack() as partial:
-            self.pinned_inputs = partial.enter_context(self._cuda.pinned_buffer(capacity.inputs))
-            self.pinned_outputs = partial.enter_context(self._cuda.pinned_buffer(capacity.outputs))
-            self.device_inputs = partial.enter_context(self._cuda.device_buffer(capacity.inputs))
-            self.device_outputs = partial.enter_context(self._cuda.device_buffer(capacity.outputs))
+            self.pinned_inputs = partial.enter_context(self.cuda.pinned_buffer(capacity.inputs))
+            self.pinned_outputs = partial.enter_context(self.cuda.pinned_buffer(capacity.outputs))
+            self.device_inputs = partial.enter_context(self.cuda.device_buffer(capacity.inputs))
+            self.device_outputs = partial.enter_context(self.cuda.device_buffer(capacity.outputs))
             try:
                 # Rows that pad a batch are computed too: they must be numbers, and not what another program left.
-                self._cuda.fill(self.device_inputs.pointer, 0, capacity.inputs, self.stream)
+                self.cuda.fill(self.device_inputs.pointer, 0, capacity.inputs, self.stream)
                 self.stream.synchronize()
             except BaseException:
                 with suppress(BackendError):  # the first error says more; but nothing is freed under work

@@ -14,16 +14,17 @@ from milnce.backends.tensorrt_engine import Engine
 from milnce.backends.tensorrt_match import check_engine
 from milnce.cuda import gpus
 from milnce.errors import BackendError, InputError, PlanError
-from milnce.plans import find_plan, installed_libraries, library_problems, read_plan, sidecars
+from milnce.plans import find_plan, installed_libraries, library_problems, own_item_shapes, read_plan, sidecars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from milnce.backends.slots import Slot
-    from milnce.cuda import Cuda, Graph
+    from milnce.bundle import Bundle
+    from milnce.cuda import Cuda, GpuInfo, Graph
     from milnce.manifest import GraphFile
-    from milnce.plans import Plan, PlanProfile
+    from milnce.plans import Library, Plan, PlanProfile
     from milnce.specs import TensorSpec
 
 _LOG = logging.getLogger("milnce.backends")
@@ -47,7 +48,9 @@ def probe() -> Availability:
     return Availability(NAME, ", ".join(versions), ("cuda",), ("fp16", "fp32"))
 
 
-def plans_problem(folder: Path, graphs: Sequence[GraphFile], device: int, *, whole: bool) -> str | None:
+def plans_problem(
+    folder: Path, graphs: Sequence[GraphFile], device: int, *, whole: bool, bundle: Bundle | None = None
+) -> str | None:
     """Return why the plans in `folder` cannot run `graphs` on a GPU, with the command that builds them, or None.
 
     Args:
@@ -56,10 +59,11 @@ def plans_problem(folder: Path, graphs: Sequence[GraphFile], device: int, *, who
         device: Index of the GPU.
         whole: Whether to hold every plan's bytes against its sidecar too, so that a damaged one is passed over as a
             stale one is.
+        bundle: The bundle, whose own sizes are preferred; None for any sizes.
     """
     try:
         for graph in graphs:
-            plan, _ = find_plan(folder, graph, gpus()[device], installed_libraries())
+            plan, _ = _find(folder, graph, gpus()[device], bundle)
             if whole:
                 read_plan(folder, plan)
     except PlanError as error:
@@ -83,6 +87,7 @@ def open_graph(
     device: int = 0,
     options: CudaOptions | None = None,
     index_limit: int | None = None,
+    bundle: Bundle | None = None,
 ) -> Backend:
     """Open the plan of a graph.
 
@@ -92,6 +97,7 @@ def open_graph(
         device: Index of the GPU.
         options: How much of the GPU it may take.
         index_limit: Rows of the table that ids point into; None if unknown.
+        bundle: The bundle, whose own sizes are preferred; None for any sizes.
 
     Raises:
         CudaUnavailableError: if there is no such GPU.
@@ -102,7 +108,7 @@ def open_graph(
     cuda = open_gpu(
         device, device_limit_bytes=options.device_limit_bytes, pinned_limit_bytes=options.pinned_limit_bytes
     )
-    plan, library = find_plan(plans, graph, cuda.info, installed_libraries())
+    plan, library = _find(plans, graph, cuda.info, bundle)
     cache = RuntimeCacheFile(plans / f"{plan.file}.cache", plan.sha256)
     with cuda.active():
         # Checked and deserialised as the same bytes.
@@ -114,11 +120,16 @@ def open_graph(
             raise
 
 
+def _find(folder: Path, graph: GraphFile, gpu: GpuInfo, bundle: Bundle | None) -> tuple[Plan, Library]:
+    shapes = None if bundle is None else own_item_shapes(graph, bundle.manifest)
+    path = None if bundle is None else bundle.path
+    return find_plan(folder, graph, gpu, installed_libraries(), bundle=path, item_shapes=shapes)
+
+
 @dataclass(slots=True)
 class _Kept:
-    """What a slot keeps for a bucket: whether it ran, and then its CUDA graph."""
+    """What a slot keeps for a bucket: its CUDA graph."""
 
-    ran: bool = False
     graph: Graph | None = None
 
     def close(self) -> None:
@@ -153,6 +164,7 @@ class TensorRtBackend(GpuBackend):
         self._engine = engine
         self._specs = tuple(_narrowed(spec, plan.profiles) for spec in graph.inputs)
         self.largest_batch = max(profile.shapes[graph.inputs[0].name][2][0] for profile in plan.profiles)
+        self._scratch_bytes = [engine.scratch_bytes(index) for index in range(len(plan.profiles))]
         self._buckets: dict[tuple[object, ...], Bucket] = {}
         self._contexts: dict[tuple[int, int], tuple[Any, tuple[int, ...]]] = {}
         super().__init__(graph, precision=plan.precision, cuda=cuda, options=options, index_limit=index_limit)
@@ -188,22 +200,20 @@ class TensorRtBackend(GpuBackend):
         dtypes = self._engine.tensors
         inputs = {spec.name: (rows, *shapes[spec.name]) for spec in self.graph.inputs}
         outputs = {spec.name: (rows, *(axis.minimum for axis in spec.shape[1:])) for spec in self.graph.outputs}
-        return Bucket(
-            rows, profile, Layout.of(inputs, dtypes), Layout.of(outputs, dtypes), self._engine.scratch_bytes(profile)
-        )
+        scratch_bytes = self._scratch_bytes[profile]
+        return Bucket(rows, profile, Layout.of(inputs, dtypes), Layout.of(outputs, dtypes), scratch_bytes)
 
     def _enqueue(self, slot: Slot, bucket: Bucket) -> None:
         kept = slot.kept.setdefault(bucket.key, _Kept())
-        if kept.graph is None:
-            context = self._bound(slot, bucket)
-            # The first run of a context settles what a capture may not contain; its results count all the same.
-            if kept.ran and self._is_captured(bucket):
-                kept.graph = self._captured(context)
-            if kept.graph is None:
-                self._engine.enqueue(context, self._ring.compute.handle)
-                kept.ran = True
-                return
-        kept.graph.launch(self._ring.compute)
+        if kept.graph is not None:
+            kept.graph.launch(self._ring.compute)
+            return
+        context = self._bound(slot, bucket)
+        self._engine.enqueue(context, self._ring.compute.handle)
+        # Right after a run as it is bound now: that settled what a capture may not contain, and what binding it anew
+        # could make the next run settle.
+        if self._is_captured(bucket):
+            kept.graph = self._captured(context)
 
     def _is_captured(self, bucket: Bucket) -> bool:
         fixed = all(low == high for low, _, high in self.plan.profiles[bucket.profile].shapes.values())
