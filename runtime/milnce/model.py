@@ -185,7 +185,14 @@ class Model:
                     data = self.bundle.read(graph)
                     refuse_external_data(data, str(self.bundle.path / graph.file))
                 self._opened[key] = backends.open_graph(
-                    self.backend, data, graph, threads=self._threads, cuda=self._cuda
+                    self.backend,
+                    data,
+                    graph,
+                    threads=self._threads,
+                    cuda=self._cuda,
+                    # Words, and the padding before them.
+                    index_limit=self.bundle.manifest.vocabulary.words + 1,
+                    bundle=self.bundle,
                 )
             return self._opened[key]
 

@@ -15,12 +15,13 @@ import pytest
 
 import milnce
 from helpers import fake_onnxruntime, fake_tensorrt
+from helpers.fake_plans import fixed
 from helpers.plan_machine import PlanMachine
 from helpers.tiny_bundle import Tiny, tiny_clips, write_tiny_bundle
 from milnce import backends
 from milnce.backends import Availability, onnxruntime, openvino, tensorrt
 from milnce.bundle import Bundle
-from milnce.errors import BackendUnavailableError, CudaUnavailableError, PlanError
+from milnce.errors import BackendUnavailableError, CudaUnavailableError, InputError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,28 @@ def write_towers(machine: PlanMachine, precision: str = "fp32", **plan: Any) -> 
 
 
 # Plans that fit
+
+
+def test_of_several_plans_the_one_for_the_bundle_s_own_sizes_runs(machine: PlanMachine) -> None:
+    sampling = machine.bundle.manifest.sampling
+    own = (sampling["frames"], sampling["size"], sampling["size"], 3)
+    graph = machine.bundle.graph("video")
+    machine.write("text")
+    machine.write("video", profiles=fixed(graph, [1], own))
+    machine.write("video", profiles=fixed(graph, [1, 8], (4, 16, 16, 3)))
+    with milnce.load(machine.bundle.path) as model:
+        assert model.backend.name == "tensorrt"
+        assert tuple(axis.size for axis in model.open("video").inputs[0].shape[1:]) == own
+
+
+def test_ids_that_the_vocabulary_lacks_are_refused_before_the_gpu_sees_them(machine: PlanMachine) -> None:
+    write_towers(machine)
+    with milnce.load(machine.bundle.path) as model:
+        last = machine.bundle.manifest.vocabulary.words
+        tokens = np.full((1, 16), last)
+        model.open("text").run({"tokens": tokens})
+        with pytest.raises(InputError, match=f"id {last + 1} given; ids are 0 .padding. to {last}"):
+            model.open("text").run({"tokens": tokens + 1})
 
 
 def test_auto_takes_plans_in_fp16_before_fp32(machine: PlanMachine) -> None:

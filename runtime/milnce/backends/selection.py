@@ -100,6 +100,7 @@ def open_graph(
     threads: int | None = None,
     cuda: CudaOptions | None = None,
     index_limit: int | None = None,
+    bundle: Bundle | None = None,
 ) -> Backend:
     """Open a graph in the chosen backend.
 
@@ -113,6 +114,7 @@ def open_graph(
         index_limit: Rows of the table that integer inputs point into: the vocabulary's words and the padding. A GPU
             gives numbers for ids outside it, so there they are refused; None where the table is not known, and only
             negative ids are refused.
+        bundle: The bundle; of several plans the one for its own sizes is taken.
 
     Raises:
         BackendUnavailableError: if the device cannot be had.
@@ -123,7 +125,9 @@ def open_graph(
         from milnce.backends import tensorrt  # noqa: PLC0415 - backends load on use
 
         index = device_index(choice.device)
-        return tensorrt.open_graph(graph, plans=choice.plans, device=index, options=cuda, index_limit=index_limit)
+        return tensorrt.open_graph(
+            graph, plans=choice.plans, device=index, options=cuda, index_limit=index_limit, bundle=bundle
+        )
     if model is None:
         raise InputError(f"{choice.name} takes the ONNX file of {graph}; none given")
     if choice.device != "cpu":
@@ -202,7 +206,7 @@ def _plan_precision(
         except BundleError as error:
             missing[wanted] = str(error)
             continue
-        problem = tensorrt.plans_problem(folder, graphs, device, whole=whole)
+        problem = tensorrt.plans_problem(folder, graphs, device, whole=whole, bundle=bundle)
         if problem is None:
             return wanted, None
         problems[wanted] = problem.replace("\n  - ", " - ")
