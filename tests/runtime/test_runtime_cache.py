@@ -167,3 +167,13 @@ def test_only_rtx_keeps_one(monkeypatch: pytest.MonkeyPatch, tiny: Tiny, tmp_pat
     run_once(machine)
     assert list(machine.plans.glob("*.cache")) == []
     machine.close()
+
+
+def test_a_cache_that_others_can_write_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = RuntimeCacheFile(tmp_path / "plan.cache", "0" * 64)
+    kept.write(b"kernels")
+    assert RuntimeCacheFile(tmp_path / "plan.cache", "0" * 64).read() == b"kernels"
+    (tmp_path / "plan.cache").chmod(0o666)
+    assert RuntimeCacheFile(tmp_path / "plan.cache", "0" * 64).read() is None
+    assert "kernels are compiled anew" in caplog.text
+    assert "chmod" in caplog.text

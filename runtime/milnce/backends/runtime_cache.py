@@ -9,6 +9,9 @@ import stat
 import tempfile
 from pathlib import Path
 
+from milnce.errors import PlanError
+from milnce.own_files import check_owner
+
 _LOG = logging.getLogger("milnce.backends")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # Largest cache that is read: those of over 100 MB take long to read (release notes of TensorRT-RTX 1.0).
@@ -40,10 +43,11 @@ class RuntimeCacheFile:
                 if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT_BYTES:
                     _LOG.warning("%s is no plain file, or too large, and not used; kernels are compiled anew", self)
                     return None
+                check_owner(self._path, status, "delete it")
                 data = file.read(_LIMIT_BYTES)
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except (OSError, PlanError) as error:
             _LOG.warning("%s cannot be read (%s); kernels are compiled anew", self, error)
             return None
         digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
