@@ -13,7 +13,7 @@ import pytest
 from cuda.bindings.runtime import cudaError_t
 
 from helpers import fake_cuda
-from helpers.doubling import Doubling, Foreign, doubled, floats
+from helpers.doubling import Doubling, Foreign, doubled, floats, hold_completions
 from milnce.backends.base import CudaOptions
 from milnce.backends.batches import Copier
 from milnce.cuda_resources import Event
@@ -62,45 +62,6 @@ def raise_at(backend: Doubling, turn: int, error: BaseException) -> None:
             raise found
 
     backend.on_enqueue = on_enqueue
-
-
-# Copies into pinned memory
-
-
-@pytest.mark.parametrize("shape", [(2**20,), (5, 2**19 + 3), (2**20 - 1,)])
-def test_large_arrays_are_copied_whole(shape: tuple[int, ...]) -> None:
-    copier = Copier()
-    source = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    destination = np.zeros_like(source)
-    copier.copy(destination, source)
-    np.testing.assert_array_equal(destination, source)
-    wide = np.full((3, 2**18), 7, np.int64)
-    narrow = np.zeros(wide.shape, np.int32)
-    copier.copy(narrow, wide)
-    np.testing.assert_array_equal(narrow, wide)
-    copier.close()
-
-
-def test_an_interrupted_copy_ends_before_its_memory_is_another_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    copier = Copier()
-    copier._count = 3  # noqa: SLF001 - also on a machine with one core
-    main, started, copied = threading.current_thread(), threading.Event(), []
-
-    def copyto(destination: Floats, source: Floats) -> None:
-        if threading.current_thread() is main:
-            assert started.wait(10)
-            raise KeyboardInterrupt
-        started.set()
-        threading.Event().wait(0.05)
-        np.ndarray.__setitem__(destination, ..., source)
-        copied.append(len(source))
-
-    monkeypatch.setattr(np, "copyto", copyto)
-    array = np.zeros(2**20, np.uint8)
-    with pytest.raises(KeyboardInterrupt):
-        copier.copy(array.copy(), array)
-    assert len(copied) == 2
-    copier.close()
 
 
 # Failing calls
@@ -289,6 +250,21 @@ def test_a_batch_past_the_declared_memory_is_refused_and_smaller_ones_still_run(
         pytest.fail("a batch past the limit ran")
     assert isinstance(backend.submit({"mixed_5c": floats(8)}).exception(timeout=60), DeviceMemoryError)
     np.testing.assert_array_equal(run(backend, small), doubled(small))
+
+
+def test_room_for_results_is_not_freed_under_the_parts_that_write_there(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = opened(slots=3)
+    run(backend, floats(8))
+    gate = hold_completions(monkeypatch)
+    raise_at(backend, 2, IndexError("out of range"))
+    threading.Timer(0.05, gate.set).start()
+    with backend._cuda.stream() as stream:  # noqa: SLF001
+        with pytest.raises(BackendError, match="out of range"):
+            backend.run({"mixed_5c": floats(23)}, cuda_stream=stream.handle)
+        assert gate.is_set()
+        stream.synchronize()
 
 
 @pytest.mark.parametrize("where", ["growth", "first part", "third part"])

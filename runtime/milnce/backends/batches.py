@@ -153,8 +153,8 @@ class Copier:
         An integer source may be wider than its destination (TensorRT 8.5 takes int64 ids as int32), and of the other
         byte order. Nothing is copied any more when this returns or raises.
         """
-        if source.nbytes < _SHARED_COPY_BYTES or not source.flags.c_contiguous or source.dtype != destination.dtype:
-            np.copyto(destination, source, casting="same_kind")
+        if source.nbytes < _SHARED_COPY_BYTES or not source.flags.c_contiguous:
+            np.copyto(destination, source)
             return
         to, of = destination.reshape(-1), source.reshape(-1)
         bounds = np.linspace(0, to.size, self._count + 1).astype(int)
