@@ -60,7 +60,7 @@ def answer(data: bytes) -> str:
     import tensorrt_rtx as trt  # noqa: PLC0415 - where it is installed
 
     Cuda().activate()
-    runtime: Any = trt.Runtime(logger_of(_LIBRARY, trt))
+    runtime: Any = trt.Runtime(logger_of(trt))
     validity, diagnostics = runtime.get_engine_validity(data[: runtime.engine_header_size])
     named = [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(bit) & int(diagnostics)]
     deserialised = runtime.deserialize_cuda_engine(data) is not None

@@ -174,7 +174,7 @@ def _rtx(library: Library, gpu: GpuInfo) -> Toolkit:
 
 def _toolkit(library: Library, gpu: GpuInfo | None, reason: str) -> Toolkit:
     trt = import_module(library.name)
-    return Toolkit(library, trt, logger_of(library.name, trt), Capabilities.of(trt), gpu, reason)
+    return Toolkit(library, trt, logger_of(trt), Capabilities.of(trt), gpu, reason)
 
 
 def _gpu(device: int) -> tuple[GpuInfo | None, str]:

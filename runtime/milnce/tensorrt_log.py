@@ -12,23 +12,25 @@ LOG.addHandler(logging.NullHandler())
 
 _ERRORS_KEPT = 10
 
-_loggers: dict[str, Any] = {}
+# Never given up: TensorRT keeps a bare pointer to the first one it was given, and writes to it from then on.
+_loggers: list[Any] = []
 _lock = Lock()
 
 
-def logger_of(name: str, trt: Any) -> Any:  # noqa: ANN401 - the library is not typed
+def logger_of(trt: Any) -> Any:  # noqa: ANN401 - the library is not typed
     """Return the process' one logger for a TensorRT module, since TensorRT keeps the first that it is given.
 
     Its `errors` are the first messages of severity error since the list was last cleared.
 
     Args:
-        name: The module's name.
         trt: The module.
     """
     with _lock:
-        if name not in _loggers or _loggers[name].trt is not trt:
-            _loggers[name] = _make(trt)
-        return _loggers[name]
+        for logger in _loggers:
+            if logger.trt is trt:
+                return logger
+        _loggers.append(_make(trt))
+        return _loggers[-1]
 
 
 def _make(trt: Any) -> Any:  # noqa: ANN401 - the library is not typed

@@ -213,7 +213,10 @@ def test_parts_are_found_by_what_they_can_do(monkeypatch: pytest.MonkeyPatch) ->
     assert found["cupy"].version == "14"
     providers.append("CUDAExecutionProvider")
     cuda.is_available = lambda: True
-    assert find_parts(["onnxruntime", "torch"])["onnxruntime"].present
+    for problem in ("libcublas.so.13 cannot be loaded", None):  # built for CUDA is not yet able to run
+        availability = SimpleNamespace(gpu_problem=problem)
+        monkeypatch.setattr("helpers.gpu_parts.probe", lambda found=availability: found)
+        assert find_parts(["onnxruntime"])["onnxruntime"].problem == problem
     assert find_parts(["torch"])["torch"].present
 
 

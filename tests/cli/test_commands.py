@@ -37,7 +37,7 @@ def test_version(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["export"], ["--weights", "--vocab", "--seeded", "They retrieve", "--precision", "--stem", '"convert"']),
+        (["export"], ["--weights", "--vocab", "--seeded", "machinery out", "--precision", "--stem", '"convert"']),
         (["info"], ["--verify", "--json"]),
         (["embed"], ["--out", "--preset", "--stride-frames", "--start-s", "--batch-size", "--overwrite"]),
         (["search"], ["--top", "--per-file", "--sheet"]),

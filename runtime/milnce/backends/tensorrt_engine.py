@@ -40,7 +40,7 @@ class Engine:
         self._plan = plan
         self._library = library
         self._trt: Any = import_module(library.name)
-        self._logger = logger_of(library.name, self._trt)
+        self._logger = logger_of(self._trt)
         self._runtime = self._made("start for", self._trt.Runtime, self._logger)
         self._refuse_invalid(data)
         if plan.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
