@@ -69,6 +69,22 @@ class RangeError(VideoError, InputError):
     """The times asked for do not fit this video; they may fit others."""
 
 
+class DecoderError(VideoError):
+    """The process that decoded a video died, or hung and was ended; other videos go on in a new one."""
+
+
+class QueueFullError(MilnceError, RuntimeError):
+    """A bounded queue of requests is full; try again later, or send less."""
+
+
+class DeadlineError(MilnceError, TimeoutError):
+    """A request was not begun before its deadline, and so was never run."""
+
+
+class ClosedError(MilnceError, RuntimeError):
+    """What was asked is closed, or was closed before it could answer."""
+
+
 class OutputError(MilnceError, OSError):
     """A result cannot be written where it was asked for."""
 
@@ -87,6 +103,10 @@ class ExportError(MilnceError, RuntimeError):
 
 class PlanBuildError(ExportError):
     """A graph could not be built into a TensorRT plan, or the plan is not what was asked for."""
+
+
+class QuantizationError(ExportError):
+    """A graph could not be quantised, or retrieves too much worse than the one that it was made from."""
 
 
 class ParityError(MilnceError, ArithmeticError):
