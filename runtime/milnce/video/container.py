@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -30,7 +30,7 @@ from milnce.video.integrity import truncation
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from av.container import InputContainer
     from av.video.codeccontext import VideoCodecContext
@@ -50,14 +50,21 @@ PROBE_DURATION_US = 5_000_000
 READ_BUFFER_BYTES = 256 * 1024
 
 
+def nothing() -> None:
+    """Do nothing, where nobody wants to be told of progress."""
+
+
 class _Reader:
     """The three methods PyAV needs, and no `name`: FFmpeg would take a name for a URL."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, on_progress: Callable[[], None] = nothing) -> None:
         self._file = file
+        self._on_progress = on_progress
 
     def read(self, size: int) -> bytes:
-        return self._file.read(size)
+        data = self._file.read(size)
+        self._on_progress()
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
@@ -78,6 +85,7 @@ class OpenVideo:
         time_base: Seconds a tick of the stream's clock.
         origin: The stream's first tick. Times in milnce are relative to it.
         rate: Nominal frames a second, or None where the file does not say.
+        on_progress: Called whenever something was read or a frame came out.
     """
 
     path: Path
@@ -87,6 +95,7 @@ class OpenVideo:
     time_base: Fraction
     origin: int
     rate: Fraction | None
+    on_progress: Callable[[], None] = field(compare=False, repr=False)
 
 
 def import_av() -> Any:  # noqa: ANN401 - a module
@@ -119,8 +128,15 @@ def as_video_errors(path: Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_video(path: str | os.PathLike[str]) -> Iterator[OpenVideo]:
+def open_video(
+    path: str | os.PathLike[str], *, threads: int = 0, on_progress: Callable[[], None] = nothing
+) -> Iterator[OpenVideo]:
     """Open a local video file for decoding; close it on leaving, whatever happened.
+
+    Args:
+        path: The video file.
+        threads: Threads of the decoder; 0 leaves the number to FFmpeg, which takes one a core.
+        on_progress: Called whenever something was read or a frame came out: what is not called for long, hangs.
 
     Raises:
         VideoError: if there is no such file, it is not a whole video in one of the known containers, has no video
@@ -135,10 +151,11 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[OpenVideo]:
             raise VideoError(f"{path}: truncated, {cut}; copy or download it again")
         file.seek(0)
         with as_video_errors(path, "opening"):
-            container = av.open(_Reader(file), mode="r", **_open_arguments(av))
+            container = av.open(_Reader(file, on_progress), mode="r", **_open_arguments(av))
         try:
             stream = _restricted_stream(path, container)
-            yield _describe(path, container, stream)
+            stream.codec_context.thread_count = threads
+            yield _describe(path, container, stream, on_progress)
         finally:
             container.close()
 
@@ -214,7 +231,7 @@ def _restricted_stream(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
-def _describe(path: Path, container: InputContainer, stream: VideoStream) -> OpenVideo:
+def _describe(path: Path, container: InputContainer, stream: VideoStream, on_progress: Callable[[], None]) -> OpenVideo:
     time_base = stream.time_base
     if time_base is None or time_base <= 0:
         raise VideoError(f"{path}: the video stream has no clock; convert it: ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4")
@@ -222,4 +239,5 @@ def _describe(path: Path, container: InputContainer, stream: VideoStream) -> Ope
     name = next(known for known in ("mp4", "matroska", "avi", "gif") if known in names)
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     origin = stream.start_time if stream.start_time is not None else 0
-    return OpenVideo(path, container, stream, name, Fraction(time_base), origin, Fraction(rate) if rate else None)
+    fps = Fraction(rate) if rate else None
+    return OpenVideo(path, container, stream, name, Fraction(time_base), origin, fps, on_progress)

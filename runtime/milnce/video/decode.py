@@ -73,6 +73,7 @@ class FrameReader:
                     )
                 self._note_chunk(packet)
                 self._decoded.extend(map(self._timed, packet.decode()))
+        self._video.on_progress()
         self._last = self._decoded.popleft()
         return self._last
 

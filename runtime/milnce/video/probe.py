@@ -8,12 +8,13 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from milnce.errors import VideoError
-from milnce.video.container import as_video_errors, open_video
+from milnce.video.container import as_video_errors, nothing, open_video
 from milnce.video.decode import FrameReader
 from milnce.video.picture import display_matrix, rotation_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
     from pathlib import Path
 
     from milnce.video.container import OpenVideo
@@ -89,13 +90,17 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
         )
 
 
-def measure_length(path: str | os.PathLike[str]) -> Length:
+def measure_length(path: str | os.PathLike[str], *, on_progress: Callable[[], None] = nothing) -> Length:
     """Find how long a video is: as declared where a declaration can be trusted, else by reading on to its end.
+
+    Args:
+        path: The video file.
+        on_progress: As in `open_video`.
 
     Raises:
         VideoError: if the file cannot be read, or is refused.
     """
-    with open_video(path) as video:
+    with open_video(path, on_progress=on_progress) as video:
         declared_s = _declared_s(video)
         video_s = _end_of_packets_s(video) if declared_s is None else declared_s
         if video_s <= 0:

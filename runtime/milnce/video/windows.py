@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from milnce.errors import InputError, RangeError
-from milnce.video.container import as_video_errors, open_video
+from milnce.video.container import as_video_errors, nothing, open_video
 from milnce.video.decode import FrameReader, TimedFrame, require_intact
 from milnce.video.picture import square_maker
 from milnce.video.presets import Preset, get_preset
@@ -59,6 +60,40 @@ class Window:
     clip: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, eq=False)
+class PictureWindow:
+    """One window of a video whose pictures are not yet put together.
+
+    Attributes:
+        index: As in `Window`; so are the times.
+        start_s: Where it starts, in seconds.
+        end_s: Where it ends.
+        video_s: Seconds that the whole video lasts.
+        pictures: uint8 (size, size, 3), of the first slots; neighbouring windows share them.
+        preset: How it was sampled.
+    """
+
+    index: int
+    start_s: float
+    end_s: float
+    video_s: float
+    pictures: list[Picture]
+    preset: Preset
+
+    def write(self, clip: Picture) -> None:
+        """Put the pictures together, padded as the preset says.
+
+        Args:
+            clip: uint8 (frames, size, size, 3), whatever it holds now.
+        """
+        frames, available = self.preset.frames, len(self.pictures)
+        times = math.ceil(frames / available) if self.preset.padding == "repeat" else 1
+        filled = min(frames, times * available)
+        for slot in range(filled):
+            clip[slot] = self.pictures[slot // times]
+        clip[filled:] = 0
+
+
 class _Range(NamedTuple):
     start_s: Fraction
     end_s: Fraction
@@ -94,19 +129,60 @@ def iter_windows(
         VideoError: if the file cannot be decoded as far as needed, or is refused.
         MissingDependencyError: if PyAV is not installed.
     """
+    return _put_together(iter_picture_windows(path, preset, start_s=start_s, end_s=end_s))
+
+
+def _put_together(windows: Generator[PictureWindow, None, None]) -> Generator[Window, None, None]:
+    with closing(windows):
+        for window in windows:
+            size = window.preset.size
+            clip = np.empty((window.preset.frames, size, size, 3), np.uint8)
+            window.write(clip)
+            yield Window(window.index, window.start_s, window.end_s, clip)
+
+
+def iter_picture_windows(  # what to decode, and how much of the machine it may take
+    path: str | os.PathLike[str],
+    preset: Preset | str,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    threads: int = 0,
+    on_progress: Callable[[], None] = nothing,
+) -> Generator[PictureWindow, None, None]:
+    """Decode a video's windows as `iter_windows` does, for callers that have a place for the clips.
+
+    Args:
+        path: The video file.
+        preset: A `Preset`, or the name of one.
+        start_s: Start of the range.
+        end_s: End of the range.
+        threads: Threads of the decoder; 0 for one a core.
+        on_progress: Called whenever something was read from the file or a frame came out.
+
+    Yields:
+        `PictureWindow`s.
+
+    Raises:
+        MilnceError: as `iter_windows`.
+    """
     chosen = get_preset(preset)
     for name, value in (("start_s", start_s), ("end_s", end_s)):
         if value is not None and (not math.isfinite(value) or value < 0):
             raise InputError(f"{name} must be a finite number of seconds, at least 0; got {value!r}")
-    return _windows(path, chosen, start_s, end_s)
+    return _windows(path, chosen, (start_s, end_s), threads, on_progress)
 
 
 def _windows(
-    path: str | os.PathLike[str], preset: Preset, start_s: float | None, end_s: float | None
-) -> Generator[Window, None, None]:
-    length = measure_length(path)
-    limits = _range(path, length, start_s, end_s)
-    with open_video(path) as video:
+    path: str | os.PathLike[str],
+    preset: Preset,
+    span_s: tuple[float | None, float | None],
+    threads: int,
+    on_progress: Callable[[], None],
+) -> Generator[PictureWindow, None, None]:
+    length = measure_length(path, on_progress=on_progress)
+    limits = _range(path, length, *span_s)
+    with open_video(path, threads=threads, on_progress=on_progress) as video:
         if preset.fps is None:
             yield _first_frames(video, preset, limits, length)
         else:
@@ -171,7 +247,7 @@ class _OpenWindow:
 
 def _sampled(
     video: OpenVideo, preset: Preset, starts_s: list[Fraction], length: Length
-) -> Generator[Window, None, None]:
+) -> Generator[PictureWindow, None, None]:
     fps = Fraction(str(preset.fps))
     make = square_maker(preset.size, preset.interpolation)
     reader = FrameReader(video)
@@ -200,7 +276,8 @@ def _sampled(
             while under_way and (following is None or len(under_way[0].pictures) == preset.frames):
                 done = under_way.popleft()
                 end_s = done.start_s + preset.frames / fps
-                yield Window(done.index, float(done.start_s), float(end_s), _clip(done.pictures, preset))
+                times_s = float(done.start_s), float(end_s), float(length.video_s)
+                yield PictureWindow(done.index, *times_s, done.pictures, preset)
         shown = following
 
 
@@ -211,7 +288,7 @@ def _is_first_of(window: _OpenWindow, shown: TimedFrame, until_s: Fraction, pres
     return round_half_away((until_s - window.start_s) * Fraction(str(preset.fps))) > 0
 
 
-def _first_frames(video: OpenVideo, preset: Preset, limits: _Range, length: Length) -> Window:
+def _first_frames(video: OpenVideo, preset: Preset, limits: _Range, length: Length) -> PictureWindow:
     make = square_maker(preset.size, preset.interpolation)
     reader = FrameReader(video)
     reader.skip_to(limits.start_s)
@@ -226,18 +303,9 @@ def _first_frames(video: OpenVideo, preset: Preset, limits: _Range, length: Leng
         shown = following
     if shown is None:
         reader.require_whole(length.video_s)
-    return Window(0, float(limits.start_s), float(end_s), _clip(pictures, preset))
+    return PictureWindow(0, float(limits.start_s), float(end_s), float(length.video_s), pictures, preset)
 
 
 def _picture(video: OpenVideo, make: Callable[[VideoFrame], Picture], shown: TimedFrame) -> Picture:
     with as_video_errors(video.path, f"converting the picture at {float(shown.time_s):.3f} s"):
         return make(require_intact(video, shown))
-
-
-def _clip(pictures: list[Picture], preset: Preset) -> Picture:
-    """Stack pictures to (frames, size, size, 3), padded as the preset says."""
-    clip = np.zeros((preset.frames, preset.size, preset.size, 3), dtype=np.uint8)
-    times = math.ceil(preset.frames / len(pictures)) if preset.padding == "repeat" else 1
-    for slot in range(min(preset.frames, times * len(pictures))):
-        clip[slot] = pictures[slot // times]
-    return clip
