@@ -26,6 +26,8 @@ _INSTALL = 'pip install "milnce[openvino]"'
 # Left to itself OpenVINO may compute FP32 graphs in bfloat16, so the type is always said.
 _COMPUTE_TYPES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
 _KEPT_SHAPES = 2
+_CORE_LOCK = Lock()
+_CORES: list[Any] = []
 
 
 def probe() -> Availability:
@@ -38,7 +40,7 @@ def probe() -> Availability:
         return Availability(NAME, None, problem=f"{problem}: {_INSTALL}")
     version = str(openvino.__version__).split("-", maxsplit=1)[0]
     try:
-        core = openvino.Core()
+        core = _core()
         if "CPU" not in core.available_devices:
             return Availability(NAME, version, problem="it finds no CPU plugin; reinstall it: " + _INSTALL)
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -76,7 +78,6 @@ class OpenVinoBackend(CpuBackend):
 
     def __init__(self, model: bytes, graph: GraphFile, *, precision: str, threads: int | None = None) -> None:
         super().__init__(graph, precision=precision)
-        openvino = _import_openvino()
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _COMPUTE_TYPES[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -86,8 +87,7 @@ class OpenVinoBackend(CpuBackend):
         self._lock = Lock()
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
         try:
-            self._core = openvino.Core()
-            self._model = self._core.read_model(bytes(model))
+            self._model = _core().read_model(bytes(model))
         except Exception as error:
             raise BackendError(f"{NAME} cannot open {graph}: {error}") from error
         check_signature(NAME, graph, _names(self._model.inputs), _names(self._model.outputs))
@@ -100,13 +100,12 @@ class OpenVinoBackend(CpuBackend):
         with self._lock:
             self._requests.clear()
             self._model = None
-            self._core = None
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         shapes = () if self.items_per_run is None else tuple(feeds[spec.name].shape for spec in self.inputs)
         # One request and one lock: a run already uses all threads, and a second request would double the memory.
         with self._lock:
-            if self._core is None:
+            if self._model is None:
                 raise BackendError(f"{NAME}: {self.graph} was closed while in use; load the model again")
             request = self._request(shapes)
             request.infer(dict(feeds), share_inputs=True)
@@ -122,7 +121,7 @@ class OpenVinoBackend(CpuBackend):
                 self._requests.popitem(last=False)
             self._model.reshape({spec.name: list(shape) for spec, shape in zip(self.inputs, shapes, strict=True)})
         try:
-            compiled = self._core.compile_model(self._model, "CPU", self._config)
+            compiled = _core().compile_model(self._model, "CPU", self._config)
             used = compiled.get_property("INFERENCE_PRECISION_HINT")
             request = compiled.create_infer_request()
         except Exception as error:
@@ -135,6 +134,19 @@ class OpenVinoBackend(CpuBackend):
             )
         self._requests[shapes] = request
         return request
+
+
+def _core() -> Any:  # noqa: ANN401 - the library is not typed
+    """Return the one Core of this process, which is never freed.
+
+    The CPU plugin gives the thread that loads it an alternate signal stack, and unmaps that when its Core goes. Cores
+    that do not end in the reverse of the order in which they began leave the thread with a stack that is not there, and
+    then the next signal, as of Ctrl-C, ends the process with SIGSEGV.
+    """
+    with _CORE_LOCK:
+        if not _CORES:
+            _CORES.append(_import_openvino().Core())
+        return _CORES[0]
 
 
 def _import_openvino() -> Any:  # noqa: ANN401 - the library is not typed
