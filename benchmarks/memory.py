@@ -19,7 +19,7 @@ from typing import Any
 
 import av
 
-import machine
+import harness
 from milnce_convert.convert import ExportOptions, export_seeded_bundle
 
 
@@ -43,12 +43,7 @@ def main() -> None:
             loop(source, video, seconds=60 * minutes)
             results.append({"minutes": minutes, **_embed(folder, video)})
             print(f"  {minutes} min: {results[-1]['peak_mib']:.0f} MiB")
-    lines = [f"`milnce embed --preset sliding --stride-frames 32`, {source.name} looped, width {options.width:g}.", ""]
-    lines += ["| minutes of video | windows | peak MiB | s |", "| ---: | ---: | ---: | ---: |"]
-    lines += [
-        f"| {row['minutes']} | {row['windows']} | {row['peak_mib']:.0f} | {row['seconds']:.0f} |" for row in results
-    ]
-    machine.write("memory", {"width": options.width, "rows": results}, "\n".join(lines))
+    harness.write("memory", {"video": source.name, "width": options.width, "rows": results})
 
 
 def _sample() -> Path:

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import machine
+import harness
 import milnce
 from milnce.bundle import Bundle
 from milnce_convert.demo.clips import CAPTIONS_FILE, write_set
 from milnce_convert.demo.concepts import combinations
 from milnce_convert.half import add_half_precision
+from render.retrieval import TOLERANCE_POINTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +40,6 @@ RUNS = (
     ("openvino", "bf16"),
 )
 SAME = {"fp32", "fp16"}
-TOLERANCE_POINTS = 0.5
 FIRST_SEED = 1000
 MEASURES = ("r1", "r5", "r10", "median_rank", "mean_rank")
 
@@ -68,9 +68,7 @@ def main() -> None:
             rows += _rows(backend, precision, results, changed)
             print(f"  {rows[-2]}")
     spread = _spread(rows)
-    machine.write(
-        f"retrieval-{options.name}", {"rows": rows, "spread_points": spread}, _table(rows, options.sets, spread)
-    )
+    harness.write(f"retrieval-{options.name}", {"rows": rows, "spread_points": spread})
     if max(spread.values()) > TOLERANCE_POINTS:
         sys.exit(f"FP32 and FP16 differ by more than {TOLERANCE_POINTS} points: {spread}")
 
@@ -132,30 +130,6 @@ def _spread(rows: list[dict[str, Any]]) -> dict[str, float]:
             apart.append(max(values) - min(values))
         spread[measure] = max(apart)
     return spread
-
-
-def _table(rows: list[dict[str, Any]], sets: int, spread: dict[str, float]) -> str:
-    first = rows[0]
-    what = (
-        f"Combinations that were never trained on: {first['queries']} captions, {first['candidates']} candidates each, "
-        f"over {sets} sets of new clips; collaborative-experts' definitions."
-    )
-    lines = [
-        what,
-        "",
-        "| backend | precision | direction | R@1 | R@5 | R@10 | MdR | MnR | R@1 of each set | largest score change |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
-    ]
-    lines += [
-        f"| {row['backend']} | {row['precision']} | {row['direction']} | {row['r1']:.1f} | {row['r5']:.1f} "
-        f"| {row['r10']:.1f} | {row['median_rank']:g} | {row['mean_rank']:.2f} "
-        f"| {', '.join(f'{value:.1f}' for value in row['r1_of_each_set'])} "
-        f"| {row['largest_score_change']:.0e} |"
-        for row in rows
-    ]
-    apart = ", ".join(f"{name.replace('r', 'R@')} {value:.2f}" for name, value in spread.items())
-    lines += ["", f"FP32 and FP16 runs are apart by at most (points): {apart}; {TOLERANCE_POINTS} are allowed."]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-import machine
+import harness
 from milnce.index_file import FileRecord, IndexFile, IndexMakers
 
 WINDOWS_A_VIDEO = 500
@@ -40,20 +40,8 @@ def main() -> None:
         made_s, size_mb = time.perf_counter() - began, index.stat().st_size / 1e6
         print(f"  made: {size_mb:.0f} MB, {made_s:.0f} s")
         rows = [_search(index, options.width, queries) for queries in QUERIES]
-    what = f"{options.windows:,} windows of {options.width} float32 ({size_mb:,.0f} MB)"
-    lines = [
-        f"The best 10 moments of an index of {what}, exactly.",
-        "",
-        "| queries | read, check and score, s | rank and merge, s | peak MiB | of which before, MiB |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row['queries']} | {row['score_s']:.2f} | {row['rank_s']:.2f} | {row['peak_mib']:.0f} "
-        f"| {row['before_mib']:.0f} |"
-        for row in rows
-    ]
     report = {"windows": options.windows, "width": options.width, "index_mb": size_mb, "made_s": made_s, "rows": rows}
-    machine.write("search-cpu", report, "\n".join(lines))
+    harness.write("search-cpu", report)
 
 
 def make_index(path: Path, windows: int, width: int) -> None:

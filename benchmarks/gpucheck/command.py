@@ -8,14 +8,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import machine
 from gpucheck.markdown import render
 from gpucheck.record import ABSENT
 from gpucheck.report import Report
 from gpucheck.runner import BUDGET_S, NAMES, chosen, exit_code, run_parts
 from gpucheck.settings import BUCKETS, ROOT, Settings
+from harness import RESULTS
 from milnce.bundle import Bundle
 from milnce.errors import MilnceError
+from milnce.machine import describe
 from milnce_convert import reference
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, action="append", default=[], metavar="DIR", help="another folder for the report"
     )
-    parser.add_argument("--results", type=Path, default=machine.RESULTS, help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     parser.add_argument("--make-reference", type=Path, default=None, metavar="FILE", help="write a reference and end")
     parser.add_argument("--clips", type=int, default=_REFERENCE_CLIPS, help="clips of a reference")
     return parser
@@ -103,9 +104,7 @@ def _check(options: argparse.Namespace) -> int:
             if refusal is not None:
                 print(refusal, file=sys.stderr)
                 return NO_GPU
-            report = Report(
-                machine.describe(), _gpu_name(result), [options.results, *options.out], datetime.now(timezone.utc)
-            )
+            report = Report(describe(), _gpu_name(result), [options.results, *options.out], datetime.now(timezone.utc))
         waiting = [part.name for part in parts[len(results) :]]
         report.write(results, waiting)
         print(f"{result['name']}: {result['outcome']}, {result.get('seconds', 0):.0f} s", file=sys.stderr)

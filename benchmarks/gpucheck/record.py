@@ -6,9 +6,10 @@ A crash or a hang of the process then loses nothing but the check under way, and
 from __future__ import annotations
 
 import json
-import math
 import traceback
 from typing import TYPE_CHECKING, Any
+
+from harness import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,16 +105,3 @@ def read_events(path: Path) -> tuple[list[Event], str | None]:
             if what == "end":
                 ended.append(event)
     return ended, under_way
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold in some form
-    """Return `value` as JSON can hold it: no NaN, no NumPy scalars, no paths."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, str):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

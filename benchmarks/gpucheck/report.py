@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gpucheck.markdown import render
-from gpucheck.record import ABSENT, BAD, MEASURED, PASSED, plain
+from gpucheck.record import ABSENT, BAD, MEASURED, PASSED
+from harness import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

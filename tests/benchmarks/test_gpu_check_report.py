@@ -12,11 +12,12 @@ import pytest
 
 from gpucheck import latency
 from gpucheck.markdown import render
-from gpucheck.record import ABSENT, ERROR, FAILED, LEFT_OUT, MEASURED, PASSED, Recorder, plain, read_events
+from gpucheck.record import ABSENT, ERROR, FAILED, LEFT_OUT, MEASURED, PASSED, Recorder, read_events
 from gpucheck.report import Report
 from gpucheck.settings import Settings
 from gpucheck.timing import interleaved, summary
 from gpucheck.torch_towers import MODES, TorchTowers
+from harness import plain
 from milnce_convert.sample_inputs import moving_clips
 
 if TYPE_CHECKING:
