@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from milnce.errors import InputError, VideoError
 from milnce.video.container import as_video_errors, import_av, open_video
@@ -14,7 +14,7 @@ from milnce.video.picture import PictureMaker
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from av.packet import Packet
@@ -32,21 +32,53 @@ EARLY_END_S = Fraction(1)
 
 @dataclass(frozen=True)
 class TimedFrame:
-    """A decoded frame; `time_s` and `end_s` are exact, relative to the stream's start."""
+    """A decoded frame; `time_s` and `end_s` are exact, relative to the stream's start.
 
-    frame: VideoFrame
+    `frame` is what the reader's decoder makes: FFmpeg's a `VideoFrame`.
+    """
+
+    frame: Any
     time_s: Fraction
     end_s: Fraction
+
+
+class PacketDecoder(Protocol):
+    """Decodes a stream's packets, fed in the order of the file."""
+
+    def decode(self, packet: Packet[VideoStream]) -> Iterable[Any]:
+        """Return the frames that are complete, in the order they are shown: objects with `pts` and `duration` in ticks.
+
+        The last packet of a file is empty, and gives what is left.
+        """
+
+    def restart(self) -> None:
+        """Forget what was fed: the file has been wound to another keyframe."""
+
+
+class FFmpegDecoder:
+    """FFmpeg's own, which PyAV restarts as it winds the file."""
+
+    def decode(self, packet: Packet[VideoStream]) -> Iterable[VideoFrame]:
+        """Return the frames that are complete."""
+        return packet.decode()
+
+    def restart(self) -> None:
+        """Do nothing."""
 
 
 class FrameReader:
     """Reads an open video's frames in the order they are shown.
 
     Times never decrease: a frame stamped before its predecessor (a broken file) gets its predecessor's time.
+
+    Args:
+        video: The video.
+        decoder: Decodes its packets; None is FFmpeg's.
     """
 
-    def __init__(self, video: OpenVideo) -> None:
+    def __init__(self, video: OpenVideo, decoder: PacketDecoder | None = None) -> None:
         self._video = video
+        self._decoder: PacketDecoder = FFmpegDecoder() if decoder is None else decoder
         self._packets: Iterator[Packet[VideoStream]] = video.container.demux(video.stream)
         self._decoded: deque[TimedFrame] = deque()
         self._chunk_times: deque[int] = deque()
@@ -72,7 +104,7 @@ class FrameReader:
                         f"{self._video.path}: damaged or truncated after {at:.3f} s; copy or download it again"
                     )
                 self._note_chunk(packet)
-                self._decoded.extend(map(self._timed, packet.decode()))
+                self._decoded.extend(map(self._timed, self._decoder.decode(packet)))
         self._video.on_progress()
         self._last = self._decoded.popleft()
         return self._last
@@ -109,6 +141,7 @@ class FrameReader:
             self._seekable = False  # nothing has moved yet: go on frame by frame
             return False
         self._packets = video.container.demux(video.stream)
+        self._decoder.restart()
         self._decoded.clear()
         self._chunk_times.clear()
         self._last = None
@@ -132,7 +165,7 @@ class FrameReader:
         if self._video.format == "avi" and packet.dts is not None and packet.size:
             self._chunk_times.append(packet.dts)
 
-    def _timed(self, frame: VideoFrame) -> TimedFrame:
+    def _timed(self, frame: Any) -> TimedFrame:  # noqa: ANN401 - what the decoder makes
         video = self._video
         ticks: int | None = frame.pts
         if video.format == "avi":
@@ -185,7 +218,8 @@ def require_intact(video: OpenVideo, shown: TimedFrame) -> VideoFrame:
         raise VideoError(
             f"{video.path}: the picture at {float(shown.time_s):.3f} s is damaged; copy or download the file again"
         )
-    return shown.frame
+    frame: VideoFrame = shown.frame
+    return frame
 
 
 def read_frame(path: str | os.PathLike[str], time_s: float, *, height: int | None = None) -> NDArray[np.uint8]:

@@ -141,8 +141,8 @@ def resize_bilinear(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     Two taps around half-pixel centres, edges repeated, no antialiasing, fixed-point weights.
     """
-    rows, row_weights = _taps(picture.shape[0], size)
-    columns, column_weights = _taps(picture.shape[1], size)
+    rows, row_weights = bilinear_taps(picture.shape[0], size)
+    columns, column_weights = bilinear_taps(picture.shape[1], size)
     # Along a row OpenCV gives an edge pixel the whole weight; down a column it splits the weight and truncates twice.
     at_edge = columns[0] == columns[1]
     column_weights[:, at_edge] = [[_FIXED_POINT], [0]]
@@ -157,7 +157,7 @@ def resize_bilinear(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return resized
 
 
-def _taps(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+def bilinear_taps(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
     """Return (2, size) source indices and (2, size) weights of the two taps of each output, rounded as OpenCV does."""
     centres = ((np.arange(size, dtype=np.float64) + 0.5) * (length / size) - 0.5).astype(np.float32)
     first = np.floor(centres)

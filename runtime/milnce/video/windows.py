@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,9 +29,9 @@ from milnce.video.probe import Length, measure_length
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
 
-    from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
     from milnce.video.container import OpenVideo
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 # The reference leaves this much room at the end, against frames that a container promises and does not have.
 LINSPACE_MARGIN_S = 0.4
 MICROSECONDS = 1_000_000
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureWindow:
+class Sampled(Generic[P]):
     """One window of a video whose pictures are not yet put together.
 
     Attributes:
@@ -69,7 +71,7 @@ class PictureWindow:
         start_s: Where it starts, in seconds.
         end_s: Where it ends.
         video_s: Seconds that the whole video lasts.
-        pictures: uint8 (size, size, 3), of the first slots; neighbouring windows share them.
+        pictures: Those of the first slots; neighbouring windows share them.
         preset: How it was sampled.
     """
 
@@ -77,8 +79,19 @@ class PictureWindow:
     start_s: float
     end_s: float
     video_s: float
-    pictures: list[Picture]
+    pictures: list[P]
     preset: Preset
+
+    def slots(self) -> list[P]:
+        """Return what the clip's slots show from the first on, repeated as the preset says; the rest stays black."""
+        repeated = self.preset.padding == "repeat"
+        times = math.ceil(self.preset.frames / len(self.pictures)) if repeated else 1
+        return [picture for picture in self.pictures for _ in range(times)][: self.preset.frames]
+
+
+@dataclass(frozen=True, eq=False)
+class PictureWindow(Sampled["Picture"]):
+    """One window whose `pictures` are uint8 (size, size, 3)."""
 
     def write(self, clip: Picture) -> None:
         """Put the pictures together, padded as the preset says.
@@ -86,12 +99,23 @@ class PictureWindow:
         Args:
             clip: uint8 (frames, size, size, 3), whatever it holds now.
         """
-        frames, available = self.preset.frames, len(self.pictures)
-        times = math.ceil(frames / available) if self.preset.padding == "repeat" else 1
-        filled = min(frames, times * available)
-        for slot in range(filled):
-            clip[slot] = self.pictures[slot // times]
-        clip[filled:] = 0
+        slots = self.slots()
+        for slot, picture in enumerate(slots):
+            clip[slot] = picture
+        clip[len(slots) :] = 0
+
+
+@dataclass(frozen=True)
+class Studio(Generic[P]):
+    """What turns an open video into pictures; which slots of which windows show them is the same whatever does.
+
+    Attributes:
+        reader: Reads the frames.
+        make: Makes the picture of a frame that a window shows, before the next frame but one is read.
+    """
+
+    reader: FrameReader
+    make: Callable[[TimedFrame], P]
 
 
 class _Range(NamedTuple):
@@ -166,27 +190,60 @@ def iter_picture_windows(  # what to decode, and how much of the machine it may 
     Raises:
         MilnceError: as `iter_windows`.
     """
+    chosen = checked(preset, start_s, end_s)
+    return _host_windows(sample(path, chosen, (start_s, end_s), host_studio, threads=threads, on_progress=on_progress))
+
+
+def _host_windows(windows: Generator[Sampled[Picture], None, None]) -> Generator[PictureWindow, None, None]:
+    with closing(windows):
+        for window in windows:
+            yield PictureWindow(
+                window.index, window.start_s, window.end_s, window.video_s, window.pictures, window.preset
+            )
+
+
+def checked(preset: Preset | str, start_s: float | None, end_s: float | None) -> Preset:
+    """Return the preset.
+
+    Raises:
+        InputError: if there is no such preset, or a time is no finite number of at least 0.
+    """
     chosen = get_preset(preset)
     for name, value in (("start_s", start_s), ("end_s", end_s)):
         if value is not None and (not math.isfinite(value) or value < 0):
             raise InputError(f"{name} must be a finite number of seconds, at least 0; got {value!r}")
-    return _windows(path, chosen, (start_s, end_s), threads, on_progress)
+    return chosen
 
 
-def _windows(
+@contextmanager
+def host_studio(video: OpenVideo, preset: Preset) -> Iterator[Studio[Picture]]:
+    """Decode and convert on the CPU."""
+    make = square_maker(preset.size, preset.interpolation)
+
+    def picture(shown: TimedFrame) -> Picture:
+        with as_video_errors(video.path, f"converting the picture at {float(shown.time_s):.3f} s"):
+            return make(require_intact(video, shown))
+
+    yield Studio(FrameReader(video), picture)
+
+
+def sample(
     path: str | os.PathLike[str],
     preset: Preset,
     span_s: tuple[float | None, float | None],
-    threads: int,
-    on_progress: Callable[[], None],
-) -> Generator[PictureWindow, None, None]:
+    studio: Callable[[OpenVideo, Preset], AbstractContextManager[Studio[P]]],
+    *,
+    threads: int = 0,
+    on_progress: Callable[[], None] = nothing,
+) -> Generator[Sampled[P], None, None]:
+    """Sample a video's windows as `iter_windows` does, with the pictures that a studio makes."""
     length = measure_length(path, on_progress=on_progress)
     limits = _range(path, length, *span_s)
-    with open_video(path, threads=threads, on_progress=on_progress) as video:
+    with open_video(path, threads=threads, on_progress=on_progress) as video, studio(video, preset) as at_work:
         if preset.fps is None:
-            yield _first_frames(video, preset, limits, length)
+            yield _first_frames(at_work, preset, limits, length)
         else:
-            yield from _sampled(video, preset, window_starts(preset, *limits), length)
+            yield from _sampled(at_work, preset, window_starts(preset, *limits), length)
 
 
 def _range(path: str | os.PathLike[str], length: Length, start_s: float | None, end_s: float | None) -> _Range:
@@ -237,22 +294,21 @@ def round_half_away(value: Fraction) -> int:
 
 
 @dataclass
-class _OpenWindow:
+class _OpenWindow(Generic[P]):
     """A window under way: the pictures of its first slots, shared with other windows."""
 
     index: int
     start_s: Fraction
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[P] = field(default_factory=list)
 
 
 def _sampled(
-    video: OpenVideo, preset: Preset, starts_s: list[Fraction], length: Length
-) -> Generator[PictureWindow, None, None]:
+    studio: Studio[P], preset: Preset, starts_s: list[Fraction], length: Length
+) -> Generator[Sampled[P], None, None]:
     fps = Fraction(str(preset.fps))
-    make = square_maker(preset.size, preset.interpolation)
-    reader = FrameReader(video)
-    waiting = deque(_OpenWindow(index, start_s) for index, start_s in enumerate(starts_s))
-    under_way: deque[_OpenWindow] = deque()
+    reader = studio.reader
+    waiting: deque[_OpenWindow[P]] = deque(_OpenWindow(index, start_s) for index, start_s in enumerate(starts_s))
+    under_way: deque[_OpenWindow[P]] = deque()
     shown: TimedFrame | None = None
     while waiting or under_way:
         if not under_way and reader.skip_to(waiting[0].start_s):
@@ -262,7 +318,7 @@ def _sampled(
             reader.require_whole(length.video_s)
         if shown is not None:
             # Only now is it known until when `shown` is shown, and so whether any window needs it.
-            picture: Picture | None = None
+            picture: P | None = None
             until_s = max(shown.end_s, length.video_s) if following is None else following.time_s
             while waiting and (following is None or _is_first_of(waiting[0], shown, until_s, preset)):
                 under_way.append(waiting.popleft())
@@ -271,41 +327,35 @@ def _sampled(
                 missing = max(slots, 1) - len(window.pictures)
                 if missing > 0:
                     if picture is None:
-                        picture = _picture(video, make, shown)
+                        picture = studio.make(shown)
                     window.pictures += [picture] * missing
             while under_way and (following is None or len(under_way[0].pictures) == preset.frames):
                 done = under_way.popleft()
                 end_s = done.start_s + preset.frames / fps
                 times_s = float(done.start_s), float(end_s), float(length.video_s)
-                yield PictureWindow(done.index, *times_s, done.pictures, preset)
+                yield Sampled(done.index, *times_s, done.pictures, preset)
         shown = following
 
 
-def _is_first_of(window: _OpenWindow, shown: TimedFrame, until_s: Fraction, preset: Preset) -> bool:
+def _is_first_of(window: _OpenWindow[P], shown: TimedFrame, until_s: Fraction, preset: Preset) -> bool:
     """Whether a window's first slot shows a frame that is shown until `until_s`."""
     if preset.windows is not None and shown.time_s < window.start_s:
         return False
     return round_half_away((until_s - window.start_s) * Fraction(str(preset.fps))) > 0
 
 
-def _first_frames(video: OpenVideo, preset: Preset, limits: _Range, length: Length) -> PictureWindow:
-    make = square_maker(preset.size, preset.interpolation)
-    reader = FrameReader(video)
+def _first_frames(studio: Studio[P], preset: Preset, limits: _Range, length: Length) -> Sampled[P]:
+    reader = studio.reader
     reader.skip_to(limits.start_s)
-    pictures: list[Picture] = []
+    pictures: list[P] = []
     shown = reader.read()
     end_s = limits.start_s
     while shown is not None and len(pictures) < preset.frames and (not pictures or shown.time_s < limits.end_s):
         following = reader.read()
         if following is None or following.time_s > limits.start_s:
-            pictures.append(_picture(video, make, shown))
+            pictures.append(studio.make(shown))
             end_s = shown.end_s
         shown = following
     if shown is None:
         reader.require_whole(length.video_s)
-    return PictureWindow(0, float(limits.start_s), float(end_s), float(length.video_s), pictures, preset)
-
-
-def _picture(video: OpenVideo, make: Callable[[VideoFrame], Picture], shown: TimedFrame) -> Picture:
-    with as_video_errors(video.path, f"converting the picture at {float(shown.time_s):.3f} s"):
-        return make(require_intact(video, shown))
+    return Sampled(0, float(limits.start_s), float(end_s), float(length.video_s), pictures, preset)
