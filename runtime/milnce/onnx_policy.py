@@ -10,8 +10,7 @@ The walk follows onnx.proto3: only the fields that lead to a TensorProto are ope
 from __future__ import annotations
 
 from milnce.errors import BundleError
-
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+from milnce.protobuf import LENGTH, VARINT, Field, WireFormatError, fields, varint
 
 # message -> {field number: message it holds}
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -48,56 +47,21 @@ def refuse_external_data(model: bytes, file: str) -> None:
     todo: list[tuple[str, int, int]] = [("Model", 0, len(model))]
     try:
         while todo:
-            message, position, end = todo.pop()
-            while position < end:
-                key, position = _varint(model, position)
-                number, wire = key >> 3, key & 7
-                if message == "Tensor" and _is_external(model, position, number):
+            message, start, end = todo.pop()
+            for field in fields(model, start, end):
+                if message == "Tensor" and _is_external(model, field):
                     raise BundleError(
                         f"{file} keeps a tensor in another file (ONNX external data), which is refused; "
                         "export the bundle again as single-file graphs"
                     )
-                start, position = _skip(model, position, wire)
-                child = _CHILDREN[message].get(number)
-                if child is not None and wire == _LENGTH:
-                    todo.append((child, start, position))
-            _require(position == end)
-    except IndexError:
+                child = _CHILDREN[message].get(field.number)
+                if child is not None and field.wire == LENGTH:
+                    todo.append((child, field.start, field.end))
+    except WireFormatError:
         raise BundleError(f"{file} is not an ONNX model, or is cut; export the bundle again") from None
 
 
-def _is_external(model: bytes, position: int, number: int) -> bool:
-    if number == _TENSOR_EXTERNAL_DATA:
-        return True
-    return number == _TENSOR_DATA_LOCATION and _varint(model, position)[0] != 0
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:  # noqa: PLR2004 - the top bit says that more follows
-            return value, position
-    raise IndexError
-
-
-def _require(sound: bool) -> None:
-    if not sound:
-        raise IndexError
-
-
-def _skip(data: bytes, position: int, wire: int) -> tuple[int, int]:
-    """Return where the content of a field starts and where it ends."""
-    if wire == _VARINT:
-        return position, _varint(data, position)[1]
-    if wire == _LENGTH:
-        length, start = _varint(data, position)
-        end = start + length
-    elif wire in (_FIXED64, _FIXED32):
-        start, end = position, position + (8 if wire == _FIXED64 else 4)
-    else:
-        raise IndexError
-    _require(end <= len(data))
-    return start, end
+def _is_external(model: bytes, field: Field) -> bool:
+    if field.number == _TENSOR_DATA_LOCATION:
+        return field.wire != VARINT or varint(model, field.start, field.end)[0] != 0
+    return field.number == _TENSOR_EXTERNAL_DATA
