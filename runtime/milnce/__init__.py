@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from milnce.backends import CudaOptions
+from milnce.batcher import Batcher
 from milnce.bundle import Bundle
 from milnce.model import Model, VideoEmbeddings, load, similarity
 from milnce.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batcher",
     "Bundle",
     "CudaOptions",
     "Model",

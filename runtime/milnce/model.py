@@ -14,6 +14,7 @@ from milnce.arguments import positive
 from milnce.bundle import Bundle
 from milnce.clips import check_clips, input_form
 from milnce.errors import BackendError, BackendUnavailableError, InputError, NonFiniteError
+from milnce.manifest import MODULES
 from milnce.onnx_policy import refuse_external_data
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from milnce.backends import Backend, BackendChoice, CudaOptions
+    from milnce.backends import Backend, BackendChoice, Choices, CudaOptions
+    from milnce.manifest import GraphFile
     from milnce.pipeline import FileEmbeddings
     from milnce.tokenizer import Tokenizer
     from milnce.video import Preset
@@ -70,17 +72,19 @@ def load(  # noqa: PLR0913  # what to run, where, and how much of the machine it
     Args:
         path: The bundle's folder.
         backend: "auto" for TensorRT where the bundle has plans for this GPU (`milnce build`), else ONNX Runtime on
-            CUDA, else the fastest exact one on the CPU; or a name: "tensorrt", "onnxruntime", "openvino".
+            CUDA, else the fastest exact one on the CPU, where NumPy runs the text tower and the projection, as it does
+            on any machine if `modules` is "text"; or a name: "tensorrt", "onnxruntime", "openvino", "numpy".
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "fp32", "fp16" or "bf16"; None for that of the plans, or FP32 where there are none.
-        threads: CPU threads for one run; None for every core.
+        threads: CPU threads for one run; None for every core. NumPy's matrix products take what the environment
+            says: see `milnce.text_tower.TextTower`.
         modules: Towers opened now: "video" (in the first input form that the bundle lists), "text", "projection".
             Others are opened on first use.
         plans: Folder with the TensorRT plans; None for the bundle's own.
         cuda: How much of a GPU the model may take: `milnce.CudaOptions`.
 
     Returns:
-        The model. `model.backend` says what was chosen and why.
+        The model. `model.backend` and `model.choice_of("text")` say what was chosen and why.
 
     Raises:
         BundleNotFoundError: if there is no bundle.
@@ -93,12 +97,16 @@ def load(  # noqa: PLR0913  # what to run, where, and how much of the machine it
         threads = positive("threads", threads)
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     bundle = Bundle.open(path)
-    folder = None if plans is None else Path(plans)
     # A model that opens its towers later needs plans of both all the same.
-    choice = backends.select(
-        backend, device, precision, bundle=bundle, plans=folder, modules=names or ("video", "text")
+    choices = backends.Choices(
+        bundle,
+        backend=backend,
+        device=device,
+        precision=precision,
+        plans=None if plans is None else Path(plans),
+        modules=names,
     )
-    model = Model(bundle, choice, threads=threads, cuda=cuda)
+    model = Model(bundle, choices, threads=threads, cuda=cuda)
     try:
         for name in names:
             model.open(name)
@@ -113,20 +121,19 @@ class Model:
 
     Attributes:
         bundle: The bundle.
-        backend: What runs it, and why; `str(model.backend)` is a sentence.
         tokenizer: The bundle's tokenizer.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        backend: BackendChoice,
+        backend: BackendChoice | Choices,
         *,
         threads: int | None = None,
         cuda: CudaOptions | None = None,
     ) -> None:
         self.bundle = bundle
-        self.backend = backend
+        self._choices = backend if isinstance(backend, backends.Choices) else backends.Choices(bundle, chosen=backend)
         self.tokenizer: Tokenizer = bundle.tokenizer()
         self._threads = threads
         self._cuda = cuda
@@ -135,7 +142,7 @@ class Model:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"Model({self.bundle.manifest.name!r}, {self.backend})"
+        return f"Model({self.bundle.manifest.name!r}, {self._choices.latest or 'nothing opened'})"
 
     def __enter__(self) -> Self:
         return self
@@ -151,6 +158,43 @@ class Model:
                 opened.close()
             self._opened.clear()
 
+    @property
+    def backend(self) -> BackendChoice:
+        """What runs the video tower and why, a sentence as `str`; of a model for text alone, what runs that.
+
+        Of a model for which neither was opened yet it is chosen now.
+
+        Raises:
+            BackendUnavailableError: if nothing here can run it.
+        """
+        with self._lock:
+            return self._choices.latest or self._choices.main()
+
+    @property
+    def opened(self) -> BackendChoice | None:
+        """What `backend` is, or None if nothing was chosen yet as nothing had to run."""
+        return self._choices.latest
+
+    @property
+    def precision(self) -> str:
+        """The precision of the video tower; no backend is looked for where each of them would take the same."""
+        with self._lock:
+            return self._choices.precision
+
+    def choice_of(self, module: str) -> BackendChoice:
+        """Return what runs `module`, and why; `str()` of it is a sentence.
+
+        Args:
+            module: "video", "text" or "projection"; the last two are opened, as only then it is known.
+
+        Raises:
+            MilnceError: as `open`.
+        """
+        if module != "video":
+            self.open(module)
+        with self._lock:
+            return self._choices.of(module)
+
     def open(self, module: str, *, input_form: str | None = None) -> Backend:
         """Return the backend that runs `module`, opened on first use.
 
@@ -164,37 +208,50 @@ class Model:
             PlanError: if the model runs plans and there is none of this module; the message says how to build it.
             BackendError: if the backend refuses the graph, or the model is closed.
         """
+        with self._lock:
+            if self._closed:
+                raise BackendError("the model is closed; load it again")
+            if module not in MODULES:
+                raise InputError(f"module {module!r} given; modules are {', '.join(MODULES)}")
+            choice = self._choices.of(module)
+            graph = self._graph(choice, module, input_form)
+            key = (graph.module, graph.input_form)
+            if key not in self._opened:
+                try:
+                    self._opened[key] = self._open(choice, graph)
+                except backends.UnsuitableGraphError as error:
+                    choice = self._choices.instead(module, str(error))
+                    self._opened[key] = self._open(choice, self._graph(choice, module, input_form))
+            return self._opened[key]
+
+    def _graph(self, choice: BackendChoice, module: str, input_form: str | None) -> GraphFile:
         # The projection exists in FP32 alone: it is one small layer, and features on disk are float32.
-        precision = "fp16" if self.backend.precision == "fp16" and module != "projection" else "fp32"
+        precision = "fp16" if choice.precision == "fp16" and module != "projection" else "fp32"
         held = {graph.precision for graph in self.bundle.manifest.graphs if graph.module == module}
         if held and precision not in held:
             (other,) = held
             raise BackendUnavailableError(
-                f"precision {self.backend.precision} needs {precision} graphs; bundle {str(self.bundle.path)!r} has "
+                f"precision {choice.precision} needs {precision} graphs; bundle {str(self.bundle.path)!r} has "
                 f'its {module} graphs in {other}. Ask for that: load(..., precision="{other}") or --precision {other}; '
                 "or export the bundle again"
             )
-        graph = self.bundle.graph(module, precision=precision, input_form=input_form)
-        key = (graph.module, graph.input_form)
-        with self._lock:
-            if self._closed:
-                raise BackendError("the model is closed; load it again")
-            if key not in self._opened:
-                data = None
-                if self.backend.plans is None:
-                    data = self.bundle.read(graph)
-                    refuse_external_data(data, str(self.bundle.path / graph.file))
-                self._opened[key] = backends.open_graph(
-                    self.backend,
-                    data,
-                    graph,
-                    threads=self._threads,
-                    cuda=self._cuda,
-                    # Words, and the padding before them.
-                    index_limit=self.bundle.manifest.vocabulary.words + 1,
-                    bundle=self.bundle,
-                )
-            return self._opened[key]
+        return self.bundle.graph(module, precision=precision, input_form=input_form)
+
+    def _open(self, choice: BackendChoice, graph: GraphFile) -> Backend:
+        data = None
+        if choice.plans is None:
+            data = self.bundle.read(graph)
+            refuse_external_data(data, str(self.bundle.path / graph.file))
+        return backends.open_graph(
+            choice,
+            data,
+            graph,
+            threads=self._threads,
+            cuda=self._cuda,
+            # Words, and the padding before them.
+            index_limit=self.bundle.manifest.vocabulary.words + 1,
+            bundle=self.bundle,
+        )
 
     def encode_video(self, clips: object, *, batch_size: int | None = None, on_device: bool = False) -> VideoEmbeddings:
         """Embed clips.
@@ -230,7 +287,7 @@ class Model:
         return VideoEmbeddings(results["video_embedding"], results["mixed_5c"])
 
     def encode_text(
-        self, sentences: str | Sequence[str], *, max_words: int | None = None, batch_size: int = _SENTENCES_AT_ONCE
+        self, sentences: str | Sequence[str], *, max_words: int | None = None, batch_size: int | None = None
     ) -> Float32Array:
         """Embed sentences.
 
@@ -238,7 +295,8 @@ class Model:
             sentences: One sentence, or N of them. Words that the vocabulary lacks are dropped;
                 `model.tokenizer.unknown(sentence)` lists them.
             max_words: Words of a sentence that count; the bundle's value (16 in the official model) if None.
-            batch_size: Sentences in one run of the graph.
+            batch_size: Sentences in one run of the graph; None for 256, and for all of them where NumPy runs them, as
+                it is the faster the more it sees at once, in bounded memory.
 
         Returns:
             float32 (N, 512) in the order of the sentences; N = 1 for one string. Not normalised.
@@ -249,9 +307,11 @@ class Model:
         Warns:
             UnknownWordsWarning: for a sentence with no known word.
         """
-        step = positive("batch_size", batch_size)
+        step = None if batch_size is None else positive("batch_size", batch_size)
         tokens = self.tokenizer(sentences, max_words=max_words)
-        return _run_in_batches(self.open("text"), tokens, step)["text_embedding"]
+        backend = self.open("text")
+        step = step or (len(tokens) if backend.splits_itself else _SENTENCES_AT_ONCE)
+        return _run_in_batches(backend, tokens, step)["text_embedding"]
 
     def project(self, mixed_5c: NDArray[Any], *, batch_size: int = 4096) -> Float32Array:
         """Turn stored `mixed_5c` features into embeddings, by the tower's last layer alone.
@@ -331,6 +391,16 @@ def similarity(text: NDArray[Any], video: NDArray[Any]) -> Float32Array:
     return np.asarray(text.astype(np.float32, copy=False) @ video.astype(np.float32, copy=False).T)
 
 
+def not_finite(backend: Backend, output: str) -> NonFiniteError:
+    """Return the error that says that `backend` gave NaN or infinity in `output`."""
+    # A backend opened for fp16 runs the projection in FP32; one opened for bf16 computes FP32 graphs in it.
+    precision = "bf16" if backend.precision == "bf16" else backend.graph.precision
+    cure = "the input, or the bundle's weights, are out of range" if precision == "fp32" else "try fp32"
+    return NonFiniteError(
+        f"{backend.graph.module} in {precision} on {backend.name} gave NaN or infinity in {output}; {cure}"
+    )
+
+
 def _run_in_batches(backend: Backend, array: NDArray[Any], step: int) -> Mapping[str, Float32Array]:
     """Run `array` in batches of at most `step` along its first axis, and join the results in order."""
     spec = backend.inputs[0]
@@ -341,10 +411,5 @@ def _run_in_batches(backend: Backend, array: NDArray[Any], step: int) -> Mapping
     joined = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in backend.outputs}
     for name, values in joined.items():
         if not np.isfinite(values).all():
-            # A backend opened for fp16 runs the projection in FP32; one opened for bf16 computes FP32 graphs in it.
-            precision = "bf16" if backend.precision == "bf16" else backend.graph.precision
-            cure = "the input, or the bundle's weights, are out of range" if precision == "fp32" else "try fp32"
-            raise NonFiniteError(
-                f"{backend.graph.module} in {precision} on {backend.name} gave NaN or infinity in {name}; {cure}"
-            )
+            raise not_finite(backend, name)
     return joined

@@ -43,6 +43,11 @@ FORBIDDEN = {
     "milnce.bundle": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli"),
     # The model hands files to the pipeline, and knows nothing else above or beside it.
     "milnce.model": ("video", "search", "features", "sheet", "cli"),
+    # The batcher is beside the pipeline: it batches what others bring.
+    **dict.fromkeys(
+        ("milnce.batcher", "milnce.batcher_lane", "milnce.batcher_queue", "milnce.batcher_rows"),
+        ("video", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    ),
     "milnce.pipeline": ("search", "features", "sheet", "cli", "backends"),
     "milnce.search": ("backends", "video", "model", "pipeline", "features", "sheet", "cli", "bundle"),
     "milnce.moments": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
