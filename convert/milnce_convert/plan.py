@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from milnce.bundle import MODULES, PRECISIONS
+from milnce.bundle import MODULES
 from milnce.errors import BundleError, PlanError
 from milnce.onnx_policy import refuse_external_data
+from milnce.plan_file import PRECISIONS
 from milnce.plan_folder import make_folder, read_cache, write_cache
 from milnce.plans import (
     FORMAT_VERSION,

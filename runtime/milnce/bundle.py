@@ -90,7 +90,7 @@ class Bundle:
 
         Args:
             module: "video", "text" or "projection".
-            precision: "fp32" or "fp16".
+            precision: "fp32", "fp16" or "int8".
             input_form: For video "uint8" or "float32"; None takes the first that the bundle lists.
 
         Raises:

@@ -20,7 +20,7 @@ FORMAT = "milnce-bundle"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 # What each graph takes and gives: name, dtype and rank. This is the interface between exporter and runtime.
 _Signature = tuple[tuple[str, str, int], ...]
@@ -41,14 +41,15 @@ class GraphFile:
     Attributes:
         module: "video", "text" or "projection".
         input_form: "uint8" or "float32" (video), "tokens" (text), "mixed_5c" (projection).
-        precision: "fp32" or "fp16": the dtype inside the graph; inputs and outputs are float32 in both.
+        precision: "fp32" or "fp16": the dtype inside the graph; or "int8": an FP32 graph whose convolutions are
+            quantised, with QuantizeLinear and DequantizeLinear around them. Embeddings are float32 in all.
         file: Its name in the bundle's folder.
         sha256: Hex digest of the file.
         bytes: Its size.
         opset: ONNX operator set.
         inputs: What it takes.
         outputs: What it gives.
-        parity: Figures measured at export against the PyTorch tower.
+        parity: Figures measured when it was made: against the PyTorch tower, or the graph it was made from.
     """
 
     module: str

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from milnce.errors import PlanError
 from milnce.json_fields import Fields, brief, strict_json
-from milnce.manifest import PRECISIONS, SIGNATURES
+from milnce.manifest import SIGNATURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 FORMAT_VERSION = 1
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
+# A bundle's INT8 graphs are quantised for CPUs; no plan is built of them.
+PRECISIONS = ("fp32", "fp16")
 HARDWARE_COMPATIBILITIES = ("none", "same-compute-capability", "ampere-plus")
 
 Shape = tuple[int, ...]

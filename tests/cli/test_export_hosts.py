@@ -131,7 +131,7 @@ def test_a_folder_of_plans_that_is_named_must_have_some(own: Path, tmp_path: Pat
         (["-b", "B", "--deepstream", "D", "--stream-size", "0", "9"], "streams: width is 0; at least 2 expected"),
         (["--seeded", "0", "--out", "o", "--deepstream", "D", "--stream-fps", "0"], "streams: fps is 0.0"),
         (["--seeded", "0"], "--out is missing; name the bundle folder to make"),
-        (["-b", "B", "--triton", "T", "--precision", "bf16"], "precision 'bf16' given; graphs are fp32, fp16"),
+        (["-b", "B", "--triton", "T", "--precision", "bf16"], "precision 'bf16' given; graphs are fp32, fp16, int8"),
     ],
 )
 def test_combinations_without_a_meaning_are_named(

@@ -61,8 +61,8 @@ def test_a_graph_that_is_not_there_is_answered_with_those_that_are(tmp_path: Pat
         bundle.graph("video", input_form="float32")
     with pytest.raises(InputError, match="module 'audio' given; modules are video, text, projection"):
         bundle.graph("audio")
-    with pytest.raises(InputError, match="precision 'int8' given; graphs are fp32, fp16"):
-        bundle.graph("video", precision="int8")
+    with pytest.raises(InputError, match="precision 'bf16' given; graphs are fp32, fp16, int8"):
+        bundle.graph("video", precision="bf16")
 
 
 def test_the_tokenizer_has_the_words_and_length_of_the_bundle(tmp_path: Path) -> None:

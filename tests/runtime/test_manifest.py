@@ -99,7 +99,7 @@ def test_a_newer_format_is_refused_politely(version: int) -> None:
         ("graphs.0.bytes", 0, "'bytes' must be at least 1, not 0"),
         ("graphs.0.bytes", True, "'bytes' must be of type int, not True"),
         ("graphs.0.opset", "20", "'opset' must be of type int, not '20'"),
-        ("graphs.0.precision", "int8", "'precision' must be one of fp32, fp16, not 'int8'"),
+        ("graphs.0.precision", "int4", "'precision' must be one of fp32, fp16, int8, not 'int4'"),
         ("graphs.0.module", "audio", "module and input_form are 'audio'/'tokens'; known are video/uint8"),
         ("graphs.0.input_form", "uint8", "module and input_form are 'text'/'uint8'"),
         ("graphs.0.inputs", [], "inputs of text/tokens must be 'tokens' int64 of rank 2, not empty"),

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: FP32 exactly, or bfloat16 where the CPU has it and the caller asks for it."""
+"""OpenVINO on the CPU: FP32 exactly; bfloat16, or quantised graphs in INT8, where the CPU can and the caller asks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milnce.backends.base import Availability, Backend, CpuBackend, check_signature
+from milnce.backends.openvino_int8 import require_int8
 from milnce.errors import BackendError, BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ NAME = "openvino"
 
 _INSTALL = 'pip install "milnce[openvino]"'
 # Left to itself OpenVINO may compute FP32 graphs in bfloat16, so the type is always said.
-_COMPUTE_TYPES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+# What INT8 graphs leave in floating point is computed in FP32: bfloat16 there made nothing faster.
+_COMPUTE_TYPES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 _KEPT_SHAPES = 2
 _CORE_LOCK = Lock()
 _CORES: list[Any] = []
@@ -46,8 +48,8 @@ def probe() -> Availability:
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
         return Availability(NAME, version, problem=f"it does not start ({error}); reinstall it: {_INSTALL}")
-    precisions = ("fp32", "fp16", "bf16") if "BF16" in capabilities else ("fp32", "fp16")
-    return Availability(NAME, version, ("cpu",), precisions)
+    optional = [name.lower() for name in ("BF16", "INT8") if name in capabilities]
+    return Availability(NAME, version, ("cpu",), ("fp32", "fp16", *optional))
 
 
 def open_graph(model: bytes, graph: GraphFile, *, precision: str, threads: int | None) -> Backend:
@@ -56,7 +58,8 @@ def open_graph(model: bytes, graph: GraphFile, *, precision: str, threads: int |
     Args:
         model: The checked ONNX file.
         graph: Its entry in the manifest.
-        precision: "fp32"; "fp16", the FP16 graph computed in FP32; or "bf16", the FP32 graph computed in bfloat16.
+        precision: "fp32"; "fp16", the FP16 graph computed in FP32; "bf16", the FP32 graph computed in bfloat16; or
+            "int8", the quantised graph, computed in INT8 where it is quantised.
         threads: Threads for one run; None lets the library use every core.
 
     Raises:
@@ -132,6 +135,8 @@ class OpenVinoBackend(CpuBackend):
                 f"{NAME} was asked to compute in {asked} but would use {used.to_string()}; "
                 "this CPU cannot, so ask for precision='fp32'"
             )
+        if self.graph.precision == "int8":
+            require_int8(self._model, compiled, self.graph)
         self._requests[shapes] = request
         return request
 
