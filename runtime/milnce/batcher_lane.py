@@ -117,16 +117,13 @@ class Lane:
             ClosedError: if the lane is closed, or this is a fork of the process that made it.
             QueueFullError: if the queue is full.
         """
-        if not self.here:
-            raise ClosedError(
-                f"the batcher was made in process {self._process}, and this is a fork of it, which has none of its "
-                "threads; make a Batcher here"
-            )
+        self._refuse_fork()
         with self._lock:
             self._refuse()
 
     def submit(self, bucket: Bucket, item: NDArray[Any], deadline_s: float = math.inf) -> Future[Any]:
         """Queue one request, to be begun within `deadline_s` seconds from now. Raises what `refuse` does."""
+        self._refuse_fork()
         future = RequestFuture(self)
         with self._lock:
             self._refuse()
@@ -196,15 +193,20 @@ class Lane:
         for request in expired:
             self._tell(request, self._too_late(request))
         for request in dropped:
-            self._tell(
-                request, ClosedError(f"{self.name}: the batcher was closed with drain=False before this was run")
-            )
+            self._tell(request, ClosedError(f"{self.name}: not run, as the batcher was closed with drain=False"))
         if batch:
             self._run(batch)
         elif not busy and not ended:
             with suppress(Empty):
                 self._wakes.get(timeout=max(sleep_s, 0.0))
         return not ended
+
+    def _refuse_fork(self) -> None:
+        if not self.here:  # and the lock may be held by a thread that is not there any more
+            raise ClosedError(
+                f"the batcher was made in process {self._process}, and this is a fork of it, which has none of its "
+                "threads; make a Batcher here"
+            )
 
     def _refuse(self) -> None:
         if self._closing:
