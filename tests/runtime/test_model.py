@@ -176,8 +176,10 @@ def test_batch_size_and_threads_must_be_positive(tiny: Tiny, value: object) -> N
         if value is not None:  # the backend's own
             with pytest.raises(InputError, match=r"batch_size is .*; a whole number of at least 1"):
                 model.encode_video(UINT8, batch_size=value)  # type: ignore[arg-type] # wrong on purpose
+            with pytest.raises(InputError, match=r"batch_size is .*; a whole number of at least 1"):
+                model.encode_text("cut", batch_size=value)  # type: ignore[arg-type] # wrong on purpose
         with pytest.raises(InputError, match=r"batch_size is .*; a whole number of at least 1"):
-            model.encode_text("cut", batch_size=value)  # type: ignore[arg-type] # wrong on purpose
+            model.project(np.zeros((1, 12), np.float32), batch_size=value)  # type: ignore[arg-type] # wrong on purpose
     if value is not None:
         with pytest.raises(InputError, match=r"threads is .*; a whole number of at least 1"):
             milnce.load(tiny.path, threads=value)  # type: ignore[arg-type] # wrong on purpose
@@ -293,7 +295,16 @@ def test_embed_files_hands_everything_to_the_pipeline(model: milnce.Model, monke
         return iter(["result"])
 
     monkeypatch.setattr("milnce.pipeline.embed_files", noted)
-    results = model.embed_files(["a.mp4"], preset="milnce-eval", batch_size=3, start_s=1.5, end_s=4.0)
+    results = model.embed_files(
+        ["a.mp4"], preset="milnce-eval", batch_size=3, start_s=1.5, end_s=4.0, workers=2, stall_s=9.0
+    )
     assert [str(result) for result in results] == ["result"]
-    options = {"preset": "milnce-eval", "batch_size": 3, "start_s": 1.5, "end_s": 4.0}
+    options = {
+        "preset": "milnce-eval",
+        "batch_size": 3,
+        "start_s": 1.5,
+        "end_s": 4.0,
+        "workers": 2,
+        "stall_s": 9.0,
+    }
     assert calls == [(model, ["a.mp4"], options)]

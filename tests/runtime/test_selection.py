@@ -120,8 +120,8 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do() -> None:
         backends.select("tflite")
     with pytest.raises(InputError, match="device 'gpu' given; devices are auto, cpu, cuda, cuda:1"):
         backends.select(device="gpu")
-    with pytest.raises(InputError, match="precision 'int8' given; precisions are fp32, fp16, bf16"):
-        backends.select(precision="int8")
+    with pytest.raises(InputError, match="precision 'int4' given; precisions are fp32, fp16, bf16, int8"):
+        backends.select(precision="int4")
 
 
 def test_a_bundle_without_the_precision_is_named(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_two_packages_that_own_one_module_are_a_clash(monkeypatch: pytest.Monkey
 
 def test_available_lists_each_backend_as_this_machine_has_it() -> None:
     found = backends.available()
-    assert [item.name for item in found] == ["tensorrt", "openvino", "onnxruntime"]
+    assert [item.name for item in found] == ["tensorrt", "openvino", "onnxruntime", "numpy"]
     assert found[0].problem is not None
     assert "NVIDIA driver" in found[0].problem
     for item in found[1:]:
@@ -200,6 +200,7 @@ def test_available_lists_each_backend_as_this_machine_has_it() -> None:
         assert item.version == metadata.version(item.name)
         assert "fp32" in item.precisions
         assert "cpu" in item.devices
+        assert ("video" in item.modules) == (item.name != "numpy")
 
 
 def refuse(package: str) -> object:

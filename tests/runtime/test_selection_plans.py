@@ -206,10 +206,22 @@ def test_a_bundle_without_fp16_graphs_is_told_of_its_fp32_plans(machine: PlanMac
 
 def test_a_module_without_a_plan_is_said_when_it_is_opened(machine: PlanMachine) -> None:
     write_towers(machine)
-    with milnce.load(machine.bundle.path) as model:
+    with milnce.load(machine.bundle.path, backend="tensorrt") as model:
         with pytest.raises(PlanError, match=r"runs projection mixed_5c fp32 .* Build one: milnce build \S+ *$"):
             model.project(np.ones((1, 12), np.float32))
         assert model.encode_text("cut").shape == (1, 8)
+
+
+def test_without_a_plan_numpy_runs_the_small_modules_and_says_so(machine: PlanMachine) -> None:
+    write_towers(machine)
+    with milnce.load(machine.bundle.path) as model:
+        assert model.choice_of("text") is model.backend
+        found = model.project(np.ones((1, 12), np.float32))
+        np.testing.assert_allclose(found, machine.tiny.weights.project(np.ones((1, 12), np.float32)), atol=2e-5)
+        choice = model.choice_of("projection")
+        assert (choice.name, choice.device, choice.precision) == ("numpy", "cpu", "fp32")
+        assert re.search(r"; passed over: tensorrt on cuda: .* runs projection .* Build one: milnce build", str(choice))
+        assert model.backend.name == "tensorrt"
 
 
 def test_tensorrt_by_name_says_everything_that_is_in_the_way(

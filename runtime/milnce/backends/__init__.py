@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from milnce.backends.base import Availability, Backend, BackendChoice, CudaOptions
+from milnce.backends.base import Availability, Backend, BackendChoice, CudaOptions, UnsuitableGraphError
+from milnce.backends.choices import Choices
 from milnce.backends.selection import BACKENDS, DEVICES, PRECISIONS, available, open_graph, select
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "Availability",
     "Backend",
     "BackendChoice",
+    "Choices",
     "CudaOptions",
+    "UnsuitableGraphError",
     "available",
     "open_graph",
     "select",

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _VIDEO_RANK = 5
 
 
+class UnsuitableGraphError(BackendError):
+    """A backend that knows graphs of some form only was given another one, which other backends may run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Availability:
     """What one backend can do on this machine.
@@ -38,6 +42,7 @@ class Availability:
         precisions: Precisions it can run, such as ("fp32", "fp16", "bf16").
         problem: Why it cannot be used and how to cure that, or None if it can.
         gpu_problem: Why it cannot run on a GPU although it was built for that, and how to cure it, or None.
+        modules: Modules that it runs.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Availability:
     precisions: tuple[str, ...] = ()
     problem: str | None = None
     gpu_problem: str | None = None
+    modules: tuple[str, ...] = ("video", "text", "projection")
 
     @property
     def usable(self) -> bool:
@@ -56,7 +62,8 @@ class Availability:
         label = self.name if self.version is None else f"{self.name} {self.version}"
         if self.problem is not None:
             return f"{label}: {self.problem}"
-        return f"{label}: {', '.join(self.devices)} in {', '.join(self.precisions)}"
+        part = "" if "video" in self.modules else f", {' and '.join(self.modules)} alone"
+        return f"{label}: {', '.join(self.devices)} in {', '.join(self.precisions)}{part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,8 @@ class BackendChoice:
     Attributes:
         name: The backend.
         device: "cpu", "cuda" for the first GPU, or "cuda:N".
-        precision: "fp32", "fp16" (the FP16 graphs) or "bf16" (the FP32 graphs, computed in bfloat16).
+        precision: "fp32", "fp16" (the FP16 graphs), "bf16" (the FP32 graphs, computed in bfloat16) or "int8" (the
+            quantised video graph, and FP32 graphs of all else).
         reason: Why this one.
         passed_over: What would have come first and why it was not taken, a sentence a reason; `reason` ends with them.
         plans: Folder with the TensorRT plans that run, or None for a backend that takes the ONNX files.
@@ -121,14 +129,16 @@ class Backend(ABC):
     Attributes:
         name: The backend's name.
         device: "cpu", "cuda" for the first GPU, or "cuda:N".
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "fp16", "bf16" or "int8".
         graph: The graph's entry in the manifest.
         largest_batch: Rows in the largest batch that runs at once, or None where only memory bounds it. Larger ones
             are split.
+        splits_itself: Whether it runs a batch of any size in bounded memory, and is the faster the larger it is.
     """
 
     name: str
     largest_batch: int | None = None
+    splits_itself: bool = False
 
     def __init__(self, graph: GraphFile, *, device: str, precision: str) -> None:
         self.graph = graph
@@ -266,7 +276,7 @@ class CpuBackend(Backend):
     def _run_wrapped(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
             return self._run(feeds)
-        except BackendError:
+        except (BackendError, InputError):
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())

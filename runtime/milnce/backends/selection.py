@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from milnce.bundle import Bundle
     from milnce.manifest import GraphFile
 
-BACKENDS = ("tensorrt", "openvino", "onnxruntime")
+BACKENDS = ("tensorrt", "openvino", "onnxruntime", "numpy")
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 # In the order in which "auto" tries them. A plan was built on purpose, so it comes first, in the precision it has; of
 # the others the exact ones: on the GPU, then on the CPU the fastest first, as measured (benchmarks/).
 _ORDER = (("tensorrt", "cuda"), ("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
+# NumPy is not among them: it runs sentences and stored features, see choices.py.
+_FILES = {"numpy": "numpy_text"}
 _PLAN_PRECISIONS = ("fp16", "fp32")
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 NO_DRIVER = "there is no NVIDIA driver here (libcuda.so.1)"
@@ -48,11 +50,12 @@ def select(
     Args:
         backend: A name of `BACKENDS`, or "auto" for the first that can do what is asked.
         device: "cpu", "cuda", "cuda:N", or "auto" for a GPU where one can be used, else the CPU.
-        precision: "fp32"; "fp16" for the bundle's FP16 graphs or plans; or "bf16" for its FP32 graphs computed in
-            bfloat16 where the CPU can. None takes a plan's own (FP16 before FP32), and FP32 of the others.
+        precision: "fp32"; "fp16" for the bundle's FP16 graphs or plans; "bf16" for its FP32 graphs computed in
+            bfloat16 where the CPU can; or "int8" for its quantised video graph, and its FP32 graphs of all else. None
+            takes a plan's own (FP16 before FP32), and FP32 of the others.
         bundle: The bundle that is to run; without one no plan is looked for.
         plans: Folder with its plans; None for the bundle's own.
-        modules: Towers that must have plans.
+        modules: Modules that must run, and have plans where those are taken.
 
     Raises:
         InputError: if `device` or `precision` is no such name.
@@ -66,7 +69,7 @@ def select(
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailableError(f"backend {backend!r} asked for; backends are auto, {', '.join(BACKENDS)}")
     passed_over: list[tuple[str, str]] = []
-    for name, kind in _ORDER:
+    for name, kind in (*_ORDER, *([("numpy", "cpu")] if backend == "numpy" else [])):
         if backend not in ("auto", name) or not device.startswith(("auto", kind)):
             continue
         where = f"{name} on {kind}"
@@ -76,7 +79,7 @@ def select(
             continue
         found: Availability = _module(name).probe()
         wanted = kind if device == "auto" else device
-        plans_folder, obstacle, taken = None, _obstacle(found, kind, precision or "fp32"), precision or "fp32"
+        plans_folder, obstacle, taken = None, _obstacle(found, kind, precision or "fp32", modules), precision or "fp32"
         if obstacle is None and name == "tensorrt":
             plans_folder = plans or (None if bundle is None else bundle.path / "plans")
             taken, obstacle = _plan_precision(
@@ -87,7 +90,8 @@ def select(
             return BackendChoice(name, wanted, taken, reason, _sentences(passed_over), plans_folder)
         passed_over.append((where, obstacle))
     asked = f"backend {backend}, device {device}, precision {precision or 'auto'}"
-    others = "; ".join(str(found) for found in available() if found.usable) or 'none; pip install "milnce[onnxruntime]"'
+    usable = [found for found in available() if found.usable and set(modules) <= set(found.modules)]
+    others = "; ".join(map(str, usable)) or 'none; pip install "milnce[onnxruntime]"'
     why = "; ".join(_sentences(passed_over)) or f"{backend} does not run on {device}"
     raise BackendUnavailableError(f"{asked} cannot be had here. {why}. Available: {others}")
 
@@ -143,6 +147,20 @@ def open_graph(
     return opened
 
 
+def expected_precision(device: str, precision: str | None) -> str | None:
+    """Return the precision that `select` will take, if that can be told without a look for backends, else None.
+
+    Args:
+        device: As `select` takes it.
+        precision: Likewise.
+    """
+    if precision is not None:
+        return precision
+    # A GPU may have plans in several.
+    on_cpu = device == "cpu" or (device == "auto" and _driver_problem() is not None)
+    return "fp32" if on_cpu else None
+
+
 def device_index(device: str) -> int:
     """Return N of "cuda:N", 0 for "cuda"."""
     found = _DEVICE.fullmatch(device)
@@ -150,7 +168,7 @@ def device_index(device: str) -> int:
 
 
 def _module(name: str) -> Any:  # noqa: ANN401 - a module with `probe` and, for a CPU, `open_graph`
-    return import_module(f"milnce.backends.{name}")
+    return import_module(f"milnce.backends.{_FILES.get(name, name)}")
 
 
 def _driver_problem() -> str | None:
@@ -216,10 +234,13 @@ def _plan_precision(
     return "", "; ".join(told or missing.values())
 
 
-def _obstacle(found: Availability, device: str, precision: str) -> str | None:
+def _obstacle(found: Availability, device: str, precision: str, modules: Sequence[str]) -> str | None:
     """Return why `found` cannot do what is asked, with the cure, or None if it can."""
     if found.problem is not None:
         return found.problem
+    if not set(modules) <= set(found.modules):
+        runs, named = " and ".join(found.modules), ", ".join(map(repr, found.modules))
+        return f"it runs {runs} alone; ask for modules=({named}), or for backend 'auto'"
     if device not in found.devices:
         cure = ""
         if device == "cuda" and found.gpu_problem is not None:
