@@ -149,7 +149,7 @@ class Progress(Protocol):
         """Take note of a clip that is done."""
 
 
-def embed_clips(
+def embed_clips(  # noqa: PLR0913  # what to embed, from where, and how
     model: Model,
     captions: Captions,
     *,
@@ -158,6 +158,8 @@ def embed_clips(
     videos: Sequence[Path] = (),
     batch_size: int = 8,
     progress: Progress | None = None,
+    workers: int | None = None,
+    stall_s: float = 60.0,
 ) -> ClipEmbeddings:
     """Find every clip and embed it: the plain mean of its windows' embeddings, as in the reference's evaluation.
 
@@ -172,6 +174,8 @@ def embed_clips(
         videos: Video files to look in.
         batch_size: Clips a batch.
         progress: Told of each window that was decoded, and of each clip.
+        workers: Processes that decode, as in `embed_files`.
+        stall_s: Seconds after which one that makes no progress is ended.
 
     Raises:
         InputError: if two names of the captions stand for the same video, or as `embed_files` does.
@@ -196,7 +200,13 @@ def embed_clips(
 
         spans = [(path, captions.clips[number].start_s, captions.clips[number].end_s) for number, path in to_decode]
         items = embed_spans(
-            model, spans, preset=preset, batch_size=batch_size, on_window=progress.on_window if progress else None
+            model,
+            spans,
+            preset=preset,
+            batch_size=batch_size,
+            on_window=progress.on_window if progress else None,
+            workers=workers,
+            stall_s=stall_s,
         )
         for (number, _), item in zip(to_decode, items, strict=True):
             if progress is not None:

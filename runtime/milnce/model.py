@@ -344,6 +344,8 @@ class Model:
         batch_size: int = 8,
         start_s: float | None = None,
         end_s: float | None = None,
+        workers: int | None = None,
+        stall_s: float = 60.0,
     ) -> Iterator[FileEmbeddings]:
         """Embed the windows of video files, streaming. See `milnce.pipeline.embed_files`.
 
@@ -353,13 +355,24 @@ class Model:
             batch_size: Clips in one run of the graph, and so the clips that are held in memory.
             start_s: Where to start, in seconds from the beginning of each file.
             end_s: Where to stop.
+            workers: Processes that decode; 0 decodes in this one, None takes as many as suit the cores.
+            stall_s: Seconds after which a process that makes no progress is ended; its file has failed then.
 
         Returns:
             An iterator over results in the order of the paths. A file that fails gives a result with its error.
         """
         from milnce.pipeline import embed_files  # noqa: PLC0415 - the pipeline needs the video extra
 
-        return embed_files(self, paths, preset=preset, batch_size=batch_size, start_s=start_s, end_s=end_s)
+        return embed_files(
+            self,
+            paths,
+            preset=preset,
+            batch_size=batch_size,
+            start_s=start_s,
+            end_s=end_s,
+            workers=workers,
+            stall_s=stall_s,
+        )
 
 
 def similarity(text: NDArray[Any], video: NDArray[Any]) -> Float32Array:

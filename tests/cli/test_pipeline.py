@@ -12,10 +12,10 @@ import pytest
 import milnce
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import make_audio, make_video, real_videos, truncate
-from milnce import video
 from milnce.errors import BackendError, BundleError, InputError, NonFiniteError, RangeError, VideoError
 from milnce.pipeline import FileEmbeddings, WindowSpan, embed_files, resolve_preset
 from milnce.video import get_preset, iter_windows
+from milnce.video.windows import iter_picture_windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_each_file_gets_its_own_windows_whatever_the_batch(
     batch_size: int, model: Model, tiny: Tiny, videos: Path, batches: list[int]
 ) -> None:
     paths = sorted(videos.iterdir())
-    results = list(embed_files(model, paths, preset=PRESET, batch_size=batch_size))
+    results = list(embed_files(model, paths, preset=PRESET, batch_size=batch_size, workers=0))
     assert [item.path for item in results] == paths
     for item in results:
         check(item, tiny)
@@ -82,8 +82,9 @@ def test_folders_are_searched(model: Model, videos: Path) -> None:
     assert [item.path for item in results] == sorted(videos.iterdir())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_one_bad_file_among_many_fails_alone(
-    model: Model, tiny: Tiny, videos: Path, tmp_path: Path, batches: list[int]
+    workers: int, model: Model, tiny: Tiny, videos: Path, tmp_path: Path, batches: list[int]
 ) -> None:
     good = sorted(videos.iterdir())
     (tmp_path / "empty.mp4").touch()
@@ -94,7 +95,7 @@ def test_one_bad_file_among_many_fails_alone(
         tmp_path / "missing.mp4",
     ]
     paths = [good[0], bad[0], bad[1], good[1], bad[2], bad[3], good[2]]
-    results = list(embed_files(model, paths, preset=PRESET, batch_size=6))
+    results = list(embed_files(model, paths, preset=PRESET, batch_size=6, workers=workers))
     assert [item.path for item in results] == paths
     for item in results:
         if item.path in good:
@@ -106,7 +107,10 @@ def test_one_bad_file_among_many_fails_alone(
     assert max(batches) <= 6
 
 
-@pytest.mark.parametrize("error", [VideoError("broken at frame 99"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    [VideoError("broken at frame 99"), OSError(5, "Input/output error"), ZeroDivisionError("nobody's doing")],
+)
 def test_windows_of_a_file_that_breaks_midway_are_dropped_from_the_batch(
     error: Exception, model: Model, tiny: Tiny, videos: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,15 +119,15 @@ def test_windows_of_a_file_that_breaks_midway_are_dropped_from_the_batch(
 
     def windows(path: Path, *arguments: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401 - passed on
         if path != breaking:
-            yield from iter_windows(path, *arguments, **options)
+            yield from iter_picture_windows(path, *arguments, **options)
             return
-        for number, window in enumerate(iter_windows(good[2], *arguments, **options)):
+        for number, window in enumerate(iter_picture_windows(good[2], *arguments, **options)):
             if number == 3:
                 raise error
             yield window
 
-    monkeypatch.setattr(video, "iter_windows", windows)
-    results = list(embed_files(model, [good[0], breaking, good[1]], preset=PRESET, batch_size=50))
+    monkeypatch.setattr("milnce.video.windows.iter_picture_windows", windows)
+    results = list(embed_files(model, [good[0], breaking, good[1]], preset=PRESET, batch_size=50, workers=0))
     check(results[0], tiny)
     check(results[2], tiny)
     assert isinstance(results[1].error, VideoError)
@@ -135,7 +139,7 @@ def test_windows_of_a_file_that_breaks_midway_are_dropped_from_the_batch(
 
 def test_results_come_while_later_files_are_not_yet_opened(model: Model, videos: Path, tmp_path: Path) -> None:
     late = tmp_path / "late.mp4"
-    stream = embed_files(model, [*sorted(videos.iterdir()), late], preset=PRESET, batch_size=1)
+    stream = embed_files(model, [*sorted(videos.iterdir()), late], preset=PRESET, batch_size=1, workers=0)
     assert next(stream).error is None
     make_video(late, frames=40)
     assert [item.error for item in stream] == [None, None, None]
@@ -146,7 +150,9 @@ def test_a_file_does_not_wait_for_the_end_of_the_next(model: Model, videos: Path
     paths = [videos / "a.mp4", videos / "c.mp4"]
     alone = len(next(embed_files(model, paths[:1], preset=PRESET)).windows)
     assert alone % 2 == 1, "a last window must be left in the batch"
-    stream = embed_files(model, paths, preset=PRESET, batch_size=2, on_window=lambda path, _: seen.append(path))
+    stream = embed_files(
+        model, paths, preset=PRESET, batch_size=2, workers=0, on_window=lambda path, _: seen.append(path)
+    )
     assert next(stream).path == paths[0]
     assert seen == [paths[0]] * alone + [paths[1]]
 
@@ -155,30 +161,39 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only counted
 
 
-def test_stopping_early_closes_the_decoder(model: Model, videos: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopping_early_closes_the_decoder(workers: int, model: Model, videos: Path) -> None:
     before = open_files()
-    stream = embed_files(model, [videos / "a.mp4", videos / "c.mp4"], preset=PRESET, batch_size=2)
+    stream = embed_files(model, [videos / "a.mp4", videos / "c.mp4"], preset=PRESET, batch_size=2, workers=workers)
     next(stream)
     assert open_files() > before, "the second file is under way"
     stream.close()  # type: ignore[attr-defined]  # it is a generator
     assert open_files() == before
 
 
-def test_an_error_in_the_callback_closes_the_decoder_and_reaches_the_caller(model: Model, videos: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_the_callback_closes_the_decoder_and_reaches_the_caller(
+    workers: int, model: Model, videos: Path
+) -> None:
     def interrupt(_: Path, window: WindowSpan) -> None:
         if window.index == 2:
             raise KeyboardInterrupt
 
     before = open_files()
     with pytest.raises(KeyboardInterrupt):
-        list(embed_files(model, [videos], preset=PRESET, on_window=interrupt))
+        list(embed_files(model, [videos], preset=PRESET, on_window=interrupt, workers=workers))
     assert open_files() == before
 
 
-def test_the_callback_sees_every_window_in_order(model: Model, videos: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_callback_sees_every_window_in_order(workers: int, model: Model, videos: Path) -> None:
     seen: list[tuple[Path, WindowSpan]] = []
-    results = list(embed_files(model, [videos], preset=PRESET, on_window=lambda path, span: seen.append((path, span))))
-    assert seen == [(item.path, span) for item in results for span in item.windows]
+    stream = embed_files(
+        model, [videos], preset=PRESET, on_window=lambda path, span: seen.append((path, span)), workers=workers
+    )
+    results = list(stream)
+    # Those of several files come as they are decoded.
+    assert sorted(seen, key=lambda each: each[0]) == [(item.path, span) for item in results for span in item.windows]
 
 
 def test_start_and_end_bound_the_windows(model: Model, videos: Path) -> None:
@@ -212,7 +227,7 @@ def test_a_batch_that_is_not_finite_fails_its_own_files_alone(
         return encode(clips, batch_size=batch_size)
 
     monkeypatch.setattr(model, "encode_video", spoil)
-    results = list(embed_files(model, paths, preset=PRESET, batch_size=before))
+    results = list(embed_files(model, paths, preset=PRESET, batch_size=before, workers=0))
     assert [item.path for item in results] == paths
     check(results[0], tiny)
     check(results[2], tiny)
@@ -230,14 +245,15 @@ def test_a_range_that_one_file_lacks_fails_that_file_alone(model: Model, videos:
     assert "b.mkv: end_s=1.5 is beyond the end" in str(results[1].error)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_equal_windows_of_a_short_video_are_inferred_once(
-    model: Model, tiny: Tiny, tmp_path: Path, batches: list[int]
+    workers: int, model: Model, tiny: Tiny, tmp_path: Path, batches: list[int]
 ) -> None:
     preset = get_preset("milnce-native", frames=4, size=32)
     short = make_video(tmp_path / "short.mp4", frames=12)  # 0.48 s: no room for ten starts
     long = make_video(tmp_path / "long.mp4", frames=60)
-    results = list(embed_files(model, [short, long], preset=preset, batch_size=4))
-    assert batches == [4, 4, 3], "one clip of the short video and ten of the long one"
+    results = list(embed_files(model, [short, long], preset=preset, batch_size=4, workers=workers))
+    assert sum(batches) == 11, "one clip of the short video and ten of the long one"
     for item in results:
         assert [window.index for window in item.windows] == list(range(10))
         clips = np.stack([window.clip for window in iter_windows(item.path, preset)])
@@ -254,10 +270,11 @@ def test_a_preset_the_bundle_does_not_take_is_refused_before_decoding(model: Mod
     assert seen == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [10**12, 10**18])
-def test_a_batch_beyond_the_memory_is_refused(batch_size: int, model: Model, videos: Path) -> None:
+def test_a_batch_beyond_the_memory_is_refused(workers: int, batch_size: int, model: Model, videos: Path) -> None:
     with pytest.raises(InputError, match=rf"batch_size is {batch_size}, too large .*; take a smaller one"):
-        embed_files(model, [videos], preset=PRESET, batch_size=batch_size)
+        embed_files(model, [videos], preset=PRESET, batch_size=batch_size, workers=workers)
 
 
 def test_wrong_arguments_are_refused_before_any_work(model: Model, videos: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ FORBIDDEN = {
         ("video", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     ),
     "milnce.pipeline": ("search", "features", "sheet", "cli", "backends"),
+    # Its processes must start fast: NumPy, PyAV, and what those need of milnce.
+    "milnce.decoding": ("backends", "bundle", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli"),
     "milnce.search": ("backends", "video", "model", "pipeline", "features", "sheet", "cli", "bundle"),
     "milnce.moments": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     "milnce.index": ("backends", "video", "model", "pipeline", "features", "sheet", "cli", "bundle"),
@@ -136,7 +138,10 @@ def within(name: str, package: str) -> bool:
 
 def test_the_runtime_is_seen_at_all() -> None:
     modules = {module for module, _, _ in runtime_imports()}
-    assert {*FORBIDDEN, "milnce.cli.export", "milnce.backends.onnxruntime"} <= modules | {"milnce.video"}
+    assert {*FORBIDDEN, "milnce.cli.export", "milnce.backends.onnxruntime"} <= modules | {
+        "milnce.video",
+        "milnce.decoding",
+    }
 
 
 def test_the_reader_of_imports_sees_every_kind() -> None:

@@ -58,7 +58,7 @@ def test_clips_of_several_files_share_batches(model: Model, folder: Path, monkey
         return encode(clips, batch_size=batch_size)
 
     monkeypatch.setattr(model, "encode_video", spy)
-    embed_clips(model, captions_of(*ROWS), preset=PRESET, videos=videos_of(folder), batch_size=4)
+    embed_clips(model, captions_of(*ROWS), preset=PRESET, videos=videos_of(folder), batch_size=4, workers=0)
     assert sizes == [4, 4, 4, 3]
 
 

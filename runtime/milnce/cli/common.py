@@ -9,7 +9,7 @@ import sys
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO, TypedDict, TypeVar
 
 import typer
 
@@ -38,7 +38,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1, ...
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="fp32, fp16 or bf16; that of the TensorRT plans, or fp32, when left out.", rich_help_panel="Model"
+        help="fp32, fp16, bf16 or int8; that of the TensorRT plans, or fp32, when left out.", rich_help_panel="Model"
     ),
 ]
 ThreadsOption = Annotated[
@@ -51,6 +51,22 @@ PlansOption = Annotated[
     ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Clips a batch.", rich_help_panel="Model")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that decode; 0 decodes in this one. Chosen from the cores when left out.",
+        rich_help_panel="Model",
+    ),
+]
+StallOption = Annotated[
+    float,
+    typer.Option(
+        "--stall-s",
+        help="Give a file up when its decoding makes no progress for this many seconds.",
+        rich_help_panel="Model",
+    ),
+]
 PresetOption = Annotated[
     str | None,
     typer.Option(
@@ -68,6 +84,14 @@ StartOption = Annotated[
 EndOption = Annotated[
     float | None, typer.Option("--end-s", min=0, help="End in each file, seconds.", rich_help_panel="Sampling")
 ]
+
+
+class PipelineOptions(TypedDict):
+    """Options of `milnce.pipeline.embed_files` that say how it works, not on what."""
+
+    batch_size: int
+    workers: int | None
+    stall_s: float
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:

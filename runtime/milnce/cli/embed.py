@@ -17,12 +17,15 @@ from milnce.cli.common import (
     EndOption,
     JsonOption,
     OverwriteOption,
+    PipelineOptions,
     PlansOption,
     PrecisionOption,
     PresetOption,
+    StallOption,
     StartOption,
     StrideOption,
     ThreadsOption,
+    WorkersOption,
     choose_preset,
     describe_model,
     describe_preset,
@@ -61,6 +64,8 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
     threads: ThreadsOption = None,
     plans: PlansOption = None,
     batch_size: BatchOption = 8,
+    workers: WorkersOption = None,
+    stall_s: StallOption = 60.0,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -75,6 +80,7 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
 
     check_destination(out, overwrite=overwrite)
     files = find_videos(paths)
+    how: PipelineOptions = {"batch_size": batch_size, "workers": workers, "stall_s": stall_s}
     done: list[tuple[Path, int]] = []
     failed: list[tuple[Path | str, MilnceError]] = []
     with open_model(
@@ -88,9 +94,7 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
         text=False,
     ) as model:
         sampling = choose_preset(model, preset, stride_frames)
-        results = functools.partial(
-            embed_files, model, files, preset=sampling, batch_size=batch_size, start_s=start_s, end_s=end_s
-        )
+        results = functools.partial(embed_files, model, files, preset=sampling, start_s=start_s, end_s=end_s, **how)
         with FeatureWriter(out, _metadata(model, sampling, start_s, end_s), overwrite=overwrite) as writer:
             with FileProgress(len(files)) as progress:
                 for item in results(on_window=progress.on_window):

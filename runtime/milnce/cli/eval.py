@@ -16,11 +16,14 @@ from milnce.cli.common import (
     DeviceOption,
     JsonOption,
     OverwriteOption,
+    PipelineOptions,
     PlansOption,
     PrecisionOption,
     PresetOption,
+    StallOption,
     StrideOption,
     ThreadsOption,
+    WorkersOption,
     choose_preset,
     describe_model,
     open_model,
@@ -139,6 +142,8 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     threads: ThreadsOption = None,
     plans: PlansOption = None,
     batch_size: BatchOption = 8,
+    workers: WorkersOption = None,
+    stall_s: StallOption = 60.0,
 ) -> None:
     """Measure retrieval: each caption looks for its clip among all clips, and each clip for its caption.
 
@@ -175,6 +180,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     )
     asked = read_captions(captions, columns, skip_bad_rows=skip_bad_rows, keep_duplicates=keep_duplicates)
     chosen = check_metric(metric, asked)
+    how: PipelineOptions = {"batch_size": batch_size, "workers": workers, "stall_s": stall_s}
     if not asked.times:
         say(
             "No column start or end: every clip is a whole video. If the captions have times, name their columns with "
@@ -192,7 +198,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     ) as model:
         sampling = choose_preset(model, preset, stride_frames)
         stored = _read_stored(features or [], model, sampling)
-        clips = _embed(model, asked, sampling, stored, videos or [], batch_size)
+        clips = _embed(model, asked, sampling, stored, videos or [], how)
         result = measure(model, asked, clips, metric=chosen, max_words=max_words)
         run = Run(result, describe_model(model), sampling, stored)
     report_losses(result)
@@ -230,7 +236,7 @@ def _embed(  # the sources and how they are sampled
     preset: Preset,
     stored: StoredFeatures | None,
     videos: Sequence[Path],
-    batch_size: int,
+    how: PipelineOptions,
 ) -> ClipEmbeddings:
     from milnce.cli.progress import FileProgress  # noqa: PLC0415
     from milnce.evaluation import embed_clips  # noqa: PLC0415
@@ -238,6 +244,4 @@ def _embed(  # the sources and how they are sampled
 
     files = find_videos(videos) if videos else []
     with FileProgress(len(captions.clips)) as progress:
-        return embed_clips(
-            model, captions, preset=preset, stored=stored, videos=files, batch_size=batch_size, progress=progress
-        )
+        return embed_clips(model, captions, preset=preset, stored=stored, videos=files, progress=progress, **how)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from milnce.cli.common import make_console, printable, say
-from milnce.errors import MilnceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +24,8 @@ class FileProgress:
 
         self._done = 0
         self._windows = 0
-        self._duration: tuple[Path, float | None] | None = None
+        self._fractions: dict[Path, float] = {}
+        self._begun = 0.0
         columns = (
             BarColumn(),
             TextColumn("{task.fields[files]} files, {task.fields[windows]} windows"),
@@ -49,29 +49,21 @@ class FileProgress:
         self._windows += 1
         if self._progress.disable:
             return
-        duration_s = self._duration_s(path)
-        fraction = min(window.end_s / duration_s, 1.0) if duration_s else 0.0
-        self._progress.update(
-            self._task, completed=self._done + fraction, windows=self._windows, description=printable(path.name)
-        )
+        # Several files are decoded at once.
+        fraction = min(window.end_s / window.video_s, 1.0) if window.video_s else 0.0
+        self._begun += fraction - self._fractions.get(path, 0.0)
+        self._fractions[path] = fraction
+        self._update(description=printable(path.name))
 
     def on_file(self) -> None:
         """Count one finished file."""
         self._done += 1
-        self._progress.update(
-            self._task, completed=self._done, files=f"{self._done}/{self._total}", windows=self._windows
-        )
+        self._update(files=f"{self._done}/{self._total}")
 
-    def _duration_s(self, path: Path) -> float | None:
-        if self._duration is None or self._duration[0] != path:
-            from milnce.video import probe_video  # noqa: PLC0415
-
-            try:
-                self._duration = (path, probe_video(path).duration_s)
-            except MilnceError:
-                # Only the bar wants it, and whatever is wrong with the file is reported by the decoding itself.
-                self._duration = (path, None)
-        return self._duration[1]
+    def _update(self, **fields: Any) -> None:  # noqa: ANN401 - rich's own and those of the columns
+        # Files that failed are done without having been decoded to their ends.
+        completed = min(max(self._done, self._begun), self._total)
+        self._progress.update(self._task, completed=completed, windows=self._windows, **fields)
 
 
 class Stages:

@@ -16,12 +16,15 @@ from milnce.cli.common import (
     EndOption,
     JsonOption,
     OverwriteOption,
+    PipelineOptions,
     PlansOption,
     PrecisionOption,
     PresetOption,
+    StallOption,
     StartOption,
     StrideOption,
     ThreadsOption,
+    WorkersOption,
     choose_preset,
     describe_model,
     describe_preset,
@@ -101,6 +104,8 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     threads: ThreadsOption = None,
     plans: PlansOption = None,
     batch_size: BatchOption = 8,
+    workers: WorkersOption = None,
+    stall_s: StallOption = 60.0,
     json_output: JsonOption = False,
 ) -> None:
     """Rank the moments of videos by a sentence, a clip or a vector, best first.
@@ -123,6 +128,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     asked = read_arguments(arguments, query or [], clip, (clip_start_s, clip_end_s), vector)
     _check_outputs(sheet, save_vector, len(asked.sentences), overwrite=overwrite)
     sources = find_sources(asked.paths, (start_s, end_s), IndexChoice(index, kept=not no_index))
+    how: PipelineOptions = {"batch_size": batch_size, "workers": workers, "stall_s": stall_s}
     sampled = bool(sources.videos) or clip is not None
     if not sampled and not (preset is None and stride_frames is None):
         raise InputError(
@@ -141,10 +147,10 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
         text=bool(asked.sentences),
     ) as model:
         sampling = choose_preset(model, preset, stride_frames) if sampled else None
-        queries = make_queries(asked, model, sampling, batch_size)
+        queries = make_queries(asked, model, sampling, how)
         if save_vector is not None:
             write_vector(save_vector, queries[0].vector, overwrite=overwrite)
-        gathered = gather(sources, model, queries, sampling, batch_size)
+        gathered = gather(sources, model, queries, sampling, how)
         described = describe_model(model)
     if len(gathered.presets | {one.preset for one in queries if one.preset}) > 1:
         say("Warning: the windows come from different presets; their scores are not fully comparable.")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from milnce.cli.common import PipelineOptions
     from milnce.model import Model
     from milnce.video import Preset
 
@@ -95,14 +96,14 @@ def read_arguments(
     return Asked(tuple(sentences), clip, clip_span_s, vector, tuple(map(Path, paths)))
 
 
-def make_queries(asked: Asked, model: Model, preset: Preset | None, batch_size: int) -> list[Query]:
+def make_queries(asked: Asked, model: Model, preset: Preset | None, how: PipelineOptions) -> list[Query]:
     """Turn what was asked into vectors.
 
     Args:
         asked: What was asked.
         model: A model with the towers that it takes.
         preset: How to sample the clip; needed with one.
-        batch_size: Clips a batch.
+        how: How the clip is embedded.
 
     Raises:
         MilnceError: if the clip cannot be embedded, or the vector not be read.
@@ -115,7 +116,7 @@ def make_queries(asked: Asked, model: Model, preset: Preset | None, batch_size: 
         say(printable(f"{asked.vector} does not say what made it; it must be this model, {digest[:12]}..."))
         return [Query("vector", str(asked.vector), (), vector)]
     if asked.clip is not None and preset is not None:
-        vector = _clip_vector(asked.clip, asked.clip_span_s, model, preset, batch_size)
+        vector = _clip_vector(asked.clip, asked.clip_span_s, model, preset, how)
         return [Query("clip", str(asked.clip), (), vector, preset.digest)]
     queries = []
     for sentence, embedding in zip(asked.sentences, model.encode_text(asked.sentences), strict=True):
@@ -138,12 +139,12 @@ def embedding_width(model: Model) -> int:
 
 
 def _clip_vector(
-    clip: Path, span_s: tuple[float | None, float | None], model: Model, preset: Preset, batch_size: int
+    clip: Path, span_s: tuple[float | None, float | None], model: Model, preset: Preset, how: PipelineOptions
 ) -> NDArray[np.float32]:
     """Return the mean of the embeddings of the clip's windows."""
     from milnce.pipeline import embed_files  # noqa: PLC0415
 
-    (item,) = embed_files(model, [clip], preset=preset, batch_size=batch_size, start_s=span_s[0], end_s=span_s[1])
+    (item,) = embed_files(model, [clip], preset=preset, start_s=span_s[0], end_s=span_s[1], **how)
     if item.error is not None:
         raise item.error
     mean: NDArray[np.float32] = item.embedding.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from milnce.cli.common import PipelineOptions
     from milnce.cli.search_query import Query
     from milnce.cli.search_repeats import Repeats
     from milnce.index import IndexUpdate
@@ -118,7 +119,7 @@ def find_sources(paths: Sequence[Path], span_s: SpanS, index: IndexChoice) -> So
 
 
 def gather(
-    sources: Sources, model: Model, queries: Sequence[Query], preset: Preset | None, batch_size: int
+    sources: Sources, model: Model, queries: Sequence[Query], preset: Preset | None, how: PipelineOptions
 ) -> Gathered:
     """Score every window of the sources against every query.
 
@@ -127,7 +128,7 @@ def gather(
         model: The model; its video tower is opened if something must be embedded.
         queries: What to look for.
         preset: How videos are sampled; needed if there are any.
-        batch_size: Clips a batch.
+        how: How videos are embedded.
     """
     from milnce.cli.search_repeats import Repeats  # noqa: PLC0415
     from milnce.search import ScoredWindows  # noqa: PLC0415
@@ -142,7 +143,7 @@ def gather(
     if sources.videos and preset is not None:
         gathered.presets.add(preset.digest)
         search_videos = _through_index if sources.index.kept else _without_index
-        search_videos(sources, model, preset, batch_size, vectors, gathered)
+        search_videos(sources, model, preset, how, vectors, gathered)
     if gathered.repeats.count:
         say(f"{gathered.repeats.count} windows lie in several of the sources; each is found once.")
     return gathered
@@ -183,7 +184,7 @@ def _through_index(
     sources: Sources,
     model: Model,
     preset: Preset,
-    batch_size: int,
+    how: PipelineOptions,
     queries: NDArray[np.float32],
     gathered: Gathered,
 ) -> None:
@@ -199,7 +200,7 @@ def _through_index(
     path = sources.index.path or default_index_path(makers)
     with IndexFile(path, makers) as index:
         with FileProgress(len(sources.videos)) as progress:
-            embed = functools.partial(_embed, model, preset, batch_size, (None, None), progress.on_window)
+            embed = functools.partial(_embed, model, preset, how, (None, None), progress.on_window)
             try:
                 update = update_index(index, sources.videos, sources.folders, embed, on_file=progress.on_file)
             except KeyboardInterrupt:
@@ -229,7 +230,7 @@ def _without_index(
     sources: Sources,
     model: Model,
     preset: Preset,
-    batch_size: int,
+    how: PipelineOptions,
     queries: NDArray[np.float32],
     gathered: Gathered,
 ) -> None:
@@ -238,7 +239,7 @@ def _without_index(
     from milnce.search import score  # noqa: PLC0415
 
     with FileProgress(len(sources.videos)) as progress:
-        for item in _embed(model, preset, batch_size, sources.span_s, progress.on_window, sources.videos):
+        for item in _embed(model, preset, how, sources.span_s, progress.on_window, sources.videos):
             progress.on_file()
             if item.error is not None:
                 gathered.failed.append((item.path, item.error))
@@ -250,13 +251,11 @@ def _without_index(
 def _embed(
     model: Model,
     preset: Preset,
-    batch_size: int,
+    how: PipelineOptions,
     span_s: SpanS,
     on_window: Callable[..., None],
     paths: Sequence[Path],
 ) -> Iterator[FileEmbeddings]:
     from milnce.pipeline import embed_files  # noqa: PLC0415
 
-    return embed_files(
-        model, paths, preset=preset, batch_size=batch_size, start_s=span_s[0], end_s=span_s[1], on_window=on_window
-    )
+    return embed_files(model, paths, preset=preset, start_s=span_s[0], end_s=span_s[1], on_window=on_window, **how)

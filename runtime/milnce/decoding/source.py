@@ -1,0 +1,85 @@
+"""Choosing how files are decoded: in how many processes, with how many threads each, and how far ahead."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from milnce.decoding.here import DecodingHere
+from milnce.decoding.pool import DecodingPool, PoolSettings
+from milnce.decoding.shared_clips import MOST_WORKERS, SharedClips
+from milnce.decoding.slots import Slots
+from milnce.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milnce.decoding.events import ClipSource, Job
+    from milnce.video import Preset
+
+# More decode faster than a GPU embeds, and each takes 60 MB.
+_MOST_BY_DEFAULT = 16
+_NICENESS = 5
+
+
+def open_source(
+    jobs: Sequence[Job],
+    preset: Preset,
+    batch_size: int,
+    *,
+    on_gpu: bool,
+    workers: int | None,
+    stall_s: float,
+) -> ClipSource:
+    """Return what decodes the files.
+
+    Args:
+        jobs: The files.
+        preset: How frames are sampled and resized.
+        batch_size: Clips a batch.
+        on_gpu: Whether the model runs on a GPU, which full batches are for; else clips are run as they come.
+        workers: Processes that decode; 0 decodes in the calling one, None leaves the number to the cores.
+        stall_s: Seconds without a frame after which a process is taken to hang.
+
+    Raises:
+        InputError: if a number is out of range, or there is no memory for a batch.
+    """
+    if not stall_s > 0:
+        raise InputError(f"stall_s is {stall_s!r}; a number of seconds above 0 expected")
+    count = _worker_count(workers, len(jobs), on_gpu=on_gpu)
+    try:
+        if count == 0:
+            return DecodingHere(jobs, preset, batch_size)
+        # One region is run while the next is filled; every worker must find a place besides.
+        regions = 1 + math.ceil(max(batch_size, count + 1) / batch_size)
+        memory = SharedClips((regions * batch_size, preset.frames, preset.size, preset.size, 3))
+    except (MemoryError, ValueError, OSError, OverflowError) as error:  # of the latter two, no addresses
+        raise InputError(f"batch_size is {batch_size}, too large ({error}); take a smaller one") from error
+    settings = PoolSettings(count, max(1, cores() // count), _NICENESS, stall_s)
+    slots = Slots(regions, batch_size, at_once=None if on_gpu else 1)
+    return DecodingPool(jobs, preset, memory, slots, settings)
+
+
+def cores() -> int:
+    """Return on how many cores this process may run."""
+    return len(os.sched_getaffinity(0))
+
+
+def _worker_count(asked: int | None, files: int, *, on_gpu: bool) -> int:
+    # A frozen program is no interpreter that could be started again.
+    can_start = bool(sys.executable) and not getattr(sys, "frozen", False)
+    if asked is None:
+        by_cores = cores() - 1 if on_gpu else cores() // 2
+        return min(files, max(1, min(by_cores, _MOST_BY_DEFAULT))) if can_start else 0
+    try:
+        count = -1 if isinstance(asked, bool) else operator.index(asked)
+    except TypeError:
+        count = -1
+    if not 0 <= count <= MOST_WORKERS:
+        raise InputError(f"workers is {asked!r}; a whole number from 0 to {MOST_WORKERS} expected, or None")
+    if count and not can_start:
+        raise InputError(f"workers is {asked}, but there is no Python interpreter here to start them with; take 0")
+    return min(files, count)
