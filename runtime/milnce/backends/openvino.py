@@ -35,7 +35,7 @@ _CORES: list[Any] = []
 def probe() -> Availability:
     """Say what OpenVINO can do here. Never raises."""
     try:
-        openvino = _import_openvino()
+        openvino = import_openvino()
     except (ImportError, OSError, AttributeError) as error:
         installed = _is_installed()
         problem = f"installed but does not load ({error}); reinstall it" if installed else "not installed"
@@ -150,11 +150,11 @@ def _core() -> Any:  # noqa: ANN401 - the library is not typed
     """
     with _CORE_LOCK:
         if not _CORES:
-            _CORES.append(_import_openvino().Core())
+            _CORES.append(import_openvino().Core())
         return _CORES[0]
 
 
-def _import_openvino() -> Any:  # noqa: ANN401 - the library is not typed
+def import_openvino() -> Any:  # noqa: ANN401 - the library is not typed
     """Import openvino with its usage reports switched off.
 
     On import openvino writes an id to ~/intel and sends an event over the network, unasked, if it finds the package
