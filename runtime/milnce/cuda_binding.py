@@ -63,6 +63,39 @@ def load() -> Any:  # noqa: ANN401 - the bindings have no types
     return runtime
 
 
+def load_driver() -> Any:  # noqa: ANN401 - the bindings have no types
+    """Return the module `cuda.bindings.driver`, for the calls that the runtime's bindings lack.
+
+    Raises:
+        CudaUnavailableError: as `load`.
+    """
+    load()
+    from cuda.bindings import driver  # noqa: PLC0415 - the bindings are optional
+
+    return driver
+
+
+def load_compiler() -> Any:  # noqa: ANN401 - the bindings have no types
+    """Return the module `cuda.bindings.nvrtc`, its library loaded.
+
+    Raises:
+        CudaUnavailableError: if the bindings or the library are missing.
+    """
+    load()
+    from cuda.bindings import nvrtc  # noqa: PLC0415 - the bindings are optional
+
+    try:
+        error, *_ = nvrtc.nvrtcVersion()
+    except Exception as missing:  # what the bindings raise depends on their version
+        text = str(missing).strip().partition("\n")[0]
+        raise CudaUnavailableError(
+            f'NVIDIA\'s run-time compiler (NVRTC) does not load: {text}; pip install "milnce[nvdec]" brings it'
+        ) from missing
+    if int(error) != 0:
+        raise CudaUnavailableError(f"NVIDIA's run-time compiler (NVRTC) does not answer: {error.name}")
+    return nvrtc
+
+
 def has_context(index: int) -> bool:
     """Whether anything in this process uses a GPU, that is, whether it has its primary context. Asking makes none."""
     from cuda.bindings import driver  # noqa: PLC0415 - the runtime's own functions cannot tell
