@@ -75,7 +75,8 @@ def load(  # noqa: PLR0913  # what to run, where, and how much of the machine it
             CUDA, else the fastest exact one on the CPU, where NumPy runs the text tower and the projection, as it does
             on any machine if `modules` is "text"; or a name: "tensorrt", "onnxruntime", "openvino", "numpy".
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "fp32", "fp16" or "bf16"; None for that of the plans, or FP32 where there are none.
+        precision: "fp32", "fp16", "bf16" or "int8" (after `milnce quantize`); None for that of the plans, or FP32 where
+            there are none.
         threads: CPU threads for one run; None for every core. NumPy's matrix products take what the environment
             says: see `milnce.text_tower.TextTower`.
         modules: Towers opened now: "video" (in the first input form that the bundle lists), "text", "projection".
@@ -171,9 +172,15 @@ class Model:
             return self._choices.latest or self._choices.main()
 
     @property
-    def opened(self) -> BackendChoice | None:
-        """What `backend` is, or None if nothing was chosen yet as nothing had to run."""
+    def chosen(self) -> BackendChoice | None:
+        """What `backend` is, or None while nothing was chosen, as nothing had to run."""
         return self._choices.latest
+
+    @property
+    def running(self) -> dict[str, BackendChoice]:
+        """What runs each module that was asked for so far."""
+        with self._lock:
+            return self._choices.made()
 
     @property
     def precision(self) -> str:
@@ -225,15 +232,18 @@ class Model:
             return self._opened[key]
 
     def _graph(self, choice: BackendChoice, module: str, input_form: str | None) -> GraphFile:
-        # The projection exists in FP32 alone: it is one small layer, and features on disk are float32.
-        precision = "fp16" if choice.precision == "fp16" and module != "projection" else "fp32"
-        held = {graph.precision for graph in self.bundle.manifest.graphs if graph.module == module}
+        # The projection exists in FP32 alone: it is one small layer, and features on disk are float32. Only the video
+        # tower is quantised: the text tower has little to compute.
+        modules = {"fp16": ("video", "text"), "int8": ("video",)}.get(choice.precision, ())
+        precision = choice.precision if module in modules else "fp32"
+        held = [graph.precision for graph in self.bundle.manifest.graphs if graph.module == module]
         if held and precision not in held:
-            (other,) = held
+            other = next((name for name in ("fp32", "fp16") if name in held), held[0])
+            cure = "quantise it: milnce quantize" if precision == "int8" else "export the bundle again"
             raise BackendUnavailableError(
                 f"precision {choice.precision} needs {precision} graphs; bundle {str(self.bundle.path)!r} has "
-                f'its {module} graphs in {other}. Ask for that: load(..., precision="{other}") or --precision {other}; '
-                "or export the bundle again"
+                f"its {module} graphs in {' and '.join(dict.fromkeys(held))}. Ask for that: "
+                f'load(..., precision="{other}") or --precision {other}; or {cure}'
             )
         return self.bundle.graph(module, precision=precision, input_form=input_form)
 

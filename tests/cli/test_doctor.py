@@ -40,7 +40,9 @@ def test_doctor_runs_a_bundle(tiny: Tiny, run: Run) -> None:
     tried = document["bundle"]
     assert (tried["clip"], tried["dtype"], tried["precision"]) == ([1, 4, 16, 16, 3], "uint8", "fp32")
     assert tried["problem"] is None
-    assert {item["name"] for item in document["backends"]} >= {"onnxruntime", "openvino"}
+    assert {item["name"] for item in document["backends"]} >= {"onnxruntime", "openvino", "numpy"}
+    assert [item["modules"] for item in document["backends"] if item["name"] == "numpy"] == [["text", "projection"]]
+    assert (tried["modules"]["text"]["backend"], tried["modules"]["video"]["backend"]) == ("numpy", tried["backend"])
     assert "ran a uint8 clip of [1, 4, 16, 16, 3] and a sentence" in run("doctor", "--bundle", tiny.path).stdout
 
 
@@ -62,7 +64,7 @@ def test_doctor_reports_the_machine_whatever_is_wrong_with_the_bundle(tiny: Tiny
         document = json.loads(result.stdout)
         assert document["bundle"]["path"] == str(bundle)
         assert message in document["bundle"]["problem"]
-        assert len(document["backends"]) == 3
+        assert len(document["backends"]) == 4
         result = run("doctor", "--bundle", bundle)
         assert result.code == 1
         assert message in result.stdout

@@ -79,6 +79,10 @@ class Choices:
         """What runs the video tower if that was chosen; else what runs another module; None if nothing was."""
         return self._main or next(iter(self._of.values()), None)
 
+    def made(self) -> dict[str, BackendChoice]:
+        """Return what `of` gave so far, by module."""
+        return dict(self._of)
+
     @property
     def precision(self) -> str:
         """The precision that the video tower runs in, without a look for backends where all would take the same."""

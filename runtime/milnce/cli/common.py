@@ -253,8 +253,20 @@ def open_model(  # noqa: PLR0913  # the model options of the command line, one e
     except BaseException:
         model.close()
         raise
-    say(printable(str(model.backend)))
+    # Each once; the video tower's first, whichever was opened first. Nothing is said while nothing has to run.
+    for choice in dict.fromkeys((model.chosen, *model.running.values())):
+        if choice is not None:
+            say(printable(str(choice)))
     return model
+
+
+def open_video(model: Model) -> None:
+    """Open the video tower of a model that had no use for it so far, and tell people what runs it."""
+    known = {model.chosen, *model.running.values()}
+    model.open("video", input_form="uint8")
+    choice = model.choice_of("video")
+    if choice not in known:
+        say(printable(str(choice)))
 
 
 def choose_preset(model: Model, name: str | None, stride_frames: int | None) -> Preset:
@@ -272,12 +284,15 @@ def describe_model(model: Model) -> dict[str, Any]:
         "bundle": str(model.bundle.path),
         "name": model.bundle.manifest.name,
         "digest": model.bundle.manifest.model_digest,
-        **describe_backend(model.backend),
+        **describe_backend(model.chosen),
+        "modules": {module: describe_backend(choice) for module, choice in sorted(model.running.items())},
     }
 
 
-def describe_backend(choice: BackendChoice) -> dict[str, Any]:
-    """Return what JSON output says about the backend."""
+def describe_backend(choice: BackendChoice | None) -> dict[str, Any]:
+    """Return what JSON output says about the backend; None where nothing had to run."""
+    if choice is None:
+        return {"backend": "none", "device": "none", "precision": "none", "reason": "nothing had to run"}
     return {
         "backend": choice.name,
         "device": choice.device,

@@ -43,7 +43,8 @@ _FFMPEG_FIXED_LINE = (9, 0, 0)
 def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False) -> None:
     """Say what this machine can run, and for what it cannot, how to install it.
 
-    Exits with 0 if at least one backend works and, with --bundle, the bundle runs; what is wrong is in the report.
+    Exits with 0 if at least one backend that runs videos works and, with --bundle, the bundle runs; what is wrong is in
+    the report.
     """
     import milnce  # noqa: PLC0415  # commands import what they need when they run
     from milnce.backends import available  # noqa: PLC0415
@@ -64,7 +65,7 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
     else:
         _print(report)
     broken = report["bundle"] is not None and report["bundle"]["problem"] is not None
-    if broken or all(item.problem is not None for item in backends):
+    if broken or all(item.problem is not None for item in backends if "video" in item.modules):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -186,7 +187,9 @@ def _run_bundle(bundle: Path) -> dict[str, Any]:
         clip = np.zeros([axis.minimum for axis in spec.shape], spec.dtype)
         model.encode_video(clip)
         model.encode_text("open the door")
-        return {"clip": list(clip.shape), "dtype": spec.dtype, **describe_backend(model.backend)}
+        modules = {module: describe_backend(choice) for module, choice in sorted(model.running.items())}
+        about = {"clip": list(clip.shape), "dtype": spec.dtype, **describe_backend(model.backend)}
+        return {**about, "modules": modules}
 
 
 def _backend(item: Availability) -> dict[str, Any]:
@@ -195,6 +198,7 @@ def _backend(item: Availability) -> dict[str, Any]:
         "version": item.version,
         "devices": list(item.devices),
         "precisions": list(item.precisions),
+        "modules": list(item.modules),
         "problem": item.problem,
     }
 
@@ -211,6 +215,11 @@ def _version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def _abilities(item: dict[str, Any]) -> str:
+    alone = "" if "video" in item["modules"] else f"; {', '.join(item['modules'])} alone"
+    return f"{', '.join(item['devices'])}; {', '.join(item['precisions'])}{alone}"
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -230,7 +239,7 @@ def _print(report: dict[str, Any]) -> None:
             item["version"] or "-",
             # Not "missing": two packages that overwrite each other are there, and too many.
             "ok" if item["problem"] is None else "unusable",
-            item["problem"] or f"{', '.join(item['devices'])}; {', '.join(item['precisions'])}",
+            item["problem"] or _abilities(item),
         ]
         for item in report["backends"]
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milnce.cli.common import printable, say
+from milnce.cli.common import open_video, printable, say
 from milnce.errors import InputError
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def _clip_vector(
     """Return the mean of the embeddings of the clip's windows."""
     from milnce.pipeline import embed_files  # noqa: PLC0415
 
+    open_video(model)
     (item,) = embed_files(model, [clip], preset=preset, start_s=span_s[0], end_s=span_s[1], **how)
     if item.error is not None:
         raise item.error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milnce.cli.common import printable, say
+from milnce.cli.common import open_video, printable, say
 from milnce.errors import InputError, MilnceError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _through_index(
     from milnce.search import score  # noqa: PLC0415
 
     makers = IndexMakers(
-        model.bundle.manifest.model_digest, preset.digest, str(preset), model.backend.precision, queries.shape[1]
+        model.bundle.manifest.model_digest, preset.digest, str(preset), model.precision, queries.shape[1]
     )
     path = sources.index.path or default_index_path(makers)
     with IndexFile(path, makers) as index:
@@ -258,4 +258,5 @@ def _embed(
 ) -> Iterator[FileEmbeddings]:
     from milnce.pipeline import embed_files  # noqa: PLC0415
 
+    open_video(model)
     return embed_files(model, paths, preset=preset, start_s=span_s[0], end_s=span_s[1], on_window=on_window, **how)
