@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from milnce.bundle import Bundle
-from milnce.bundle_writer import BundleWriter
 from milnce.errors import InputError
-from milnce_convert.checkpoint import read_vocabulary
 from milnce_convert.convert import add_exported
+from milnce_convert.derived import commit_derived, copy_graph, derived_bundle
 from milnce_convert.export import ExportedGraph, half_precision
 from milnce_convert.fixtures import as_video, moving_clips, random_tokens
 from milnce_convert.measure import run_graph
@@ -44,19 +43,16 @@ def add_half_precision(bundle: Bundle, destination: Path, *, overwrite: bool = F
     manifest = bundle.manifest
     if any(graph.precision == "fp16" for graph in manifest.graphs):
         raise InputError(f"{bundle.path} has FP16 graphs already; use it as it is")
-    words = read_vocabulary(bundle.path / manifest.vocabulary.file)
-    with BundleWriter(destination, overwrite=overwrite) as writer:
+    rows, words = manifest.vocabulary.words + 1, manifest.vocabulary.max_words
+    with derived_bundle(destination, overwrite=overwrite) as writer:
         for graph in manifest.graphs:
-            exported = _exported(graph, bundle.read(graph))
-            add_exported(writer, exported, dict(graph.parity))
-            if graph.module != "projection":
+            copy_graph(writer, bundle, graph)
+            if graph.module != "projection" and graph.precision == "fp32":
+                exported = _exported(graph, bundle.read(graph))
                 half = half_precision(exported)
-                feeds = _feeds(graph, manifest.sampling, rows=len(words) + 1, words=manifest.vocabulary.max_words)
+                feeds = _feeds(graph, manifest.sampling, rows=rows, words=words)
                 add_exported(writer, half, _parity(exported, half, feeds))
-        writer.add_vocabulary(words, max_words=manifest.vocabulary.max_words)
-        writer.commit(
-            name=manifest.name, model_digest=manifest.model_digest, sampling=manifest.sampling, made=manifest.made
-        )
+        commit_derived(writer, bundle)
     return Bundle.open(destination)
 
 
