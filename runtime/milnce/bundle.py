@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from milnce.errors import BundleError, BundleNotFoundError, InputError
 from milnce.manifest import (
@@ -27,7 +30,8 @@ from milnce.manifest import (
 from milnce.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from io import BufferedReader
 
 __all__ = [
     "FORMAT_VERSION",
@@ -44,6 +48,7 @@ __all__ = [
 _MANIFEST_LIMIT_BYTES = 16 * 2**20
 # The official vocabulary is 0.6 MB.
 _VOCABULARY_LIMIT_BYTES = 256 * 2**20
+_CHUNK_BYTES = 2**18  # of a graph, read and hashed at once
 _CURE = "export the bundle again or copy it again"
 
 
@@ -119,6 +124,25 @@ class Bundle:
         """
         return self._read(graph.file, graph.sha256, limit=graph.bytes, exact=True)
 
+    def view(self, graph: GraphFile) -> memoryview:
+        """Return what `read` returns, read-only, for who takes any buffer.
+
+        It is hashed while it is read, chunk by chunk in the cache, into memory with large pages: for the 86 MB of the
+        official text graph that takes two thirds of the time. As with `read`, later changes to the file change nothing.
+
+        Raises:
+            BundleError: as `read`.
+        """
+        digest = hashlib.sha256()
+        with _opened(self.path, graph.file, limit=graph.bytes, exact=True) as file:
+            content = np.empty(graph.bytes, np.uint8).data  # which the file has, so it is not beyond all measure
+            position = 0
+            while position < len(content) and (count := file.readinto(content[position : position + _CHUNK_BYTES])):
+                digest.update(content[position : position + count])
+                position += count
+        self._compare(graph.file, digest.hexdigest(), graph.sha256)
+        return content.toreadonly()
+
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer over the bundle's vocabulary.
 
@@ -155,12 +179,14 @@ class Bundle:
 
     def _read(self, name: str, sha256: str, *, limit: int, exact: bool = False) -> bytes:
         data = _read_file(self.path, name, limit=limit, exact=exact)
-        found = hashlib.sha256(data).hexdigest()
+        self._compare(name, hashlib.sha256(data).hexdigest(), sha256)
+        return data
+
+    def _compare(self, name: str, found: str, sha256: str) -> None:
         if found != sha256:
             raise BundleError(
                 f"{self.path / name} was changed or damaged: its sha256 is {found}, the manifest says {sha256}; {_CURE}"
             )
-        return data
 
 
 def _problem(check: Callable[[], object]) -> str | None:
@@ -173,6 +199,13 @@ def _problem(check: Callable[[], object]) -> str | None:
 
 def _read_file(folder: Path, name: str, *, limit: int, exact: bool = False) -> bytes:
     """Read a plain file of at most, or of exactly, `limit` bytes inside `folder`."""
+    with _opened(folder, name, limit=limit, exact=exact) as file:
+        return file.read(limit + 1)
+
+
+@contextmanager
+def _opened(folder: Path, name: str, *, limit: int, exact: bool) -> Iterator[BufferedReader]:
+    """Open a plain file of at most, or of exactly, `limit` bytes inside `folder`; say what the system refuses."""
     path = folder / name
     try:
         if path.resolve().parent != folder.resolve():
@@ -186,7 +219,7 @@ def _read_file(folder: Path, name: str, *, limit: int, exact: bool = False) -> b
             if status.st_size > limit or (exact and status.st_size != limit):
                 expected = f"{limit} expected" if exact else f"at most {limit} expected"
                 raise BundleError(f"{path} was changed or cut: it has {status.st_size} bytes, {expected}; {_CURE}")
-            return file.read(limit + 1)
+            yield file
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         if isinstance(error, BundleError):
             raise

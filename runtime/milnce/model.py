@@ -248,9 +248,9 @@ class Model:
         return self.bundle.graph(module, precision=precision, input_form=input_form)
 
     def _open(self, choice: BackendChoice, graph: GraphFile) -> Backend:
-        data = None
+        data: bytes | memoryview | None = None
         if choice.plans is None:
-            data = self.bundle.read(graph)
+            data = self.bundle.view(graph) if backends.takes_views(choice) else self.bundle.read(graph)
             refuse_external_data(data, str(self.bundle.path / graph.file))
         return backends.open_graph(
             choice,

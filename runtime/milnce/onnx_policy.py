@@ -33,7 +33,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 
 
-def refuse_external_data(model: bytes, file: str) -> None:
+def refuse_external_data(model: bytes | memoryview, file: str) -> None:
     """Check that the ONNX model needs no other file.
 
     Args:
@@ -61,7 +61,7 @@ def refuse_external_data(model: bytes, file: str) -> None:
         raise BundleError(f"{file} is not an ONNX model, or is cut; export the bundle again") from None
 
 
-def _is_external(model: bytes, field: Field) -> bool:
+def _is_external(model: bytes | memoryview, field: Field) -> bool:
     if field.number == _TENSOR_DATA_LOCATION:
         return field.wire != VARINT or varint(model, field.start, field.end)[0] != 0
     return field.number == _TENSOR_EXTERNAL_DATA

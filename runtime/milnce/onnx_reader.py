@@ -67,7 +67,7 @@ class OnnxGraph:
     outputs: tuple[str, ...]
 
 
-def read_graph(model: bytes, file: str) -> OnnxGraph:
+def read_graph(model: bytes | memoryview, file: str) -> OnnxGraph:
     """Read the graph of an ONNX model.
 
     Args:
@@ -85,7 +85,7 @@ def read_graph(model: bytes, file: str) -> OnnxGraph:
         raise BundleError(f"{file} is not an ONNX model, or is cut{reason}; export the bundle again") from None
 
 
-def _only_graph(model: bytes) -> Field:
+def _only_graph(model: bytes | memoryview) -> Field:
     graphs = [part for part in fields(model, 0, len(model)) if part.number == 7]  # noqa: PLR2004 - Model.graph
     if len(graphs) != 1:
         raise WireFormatError(f"it has {len(graphs)} graphs")
@@ -95,7 +95,7 @@ def _only_graph(model: bytes) -> Field:
 class _Reader:
     """Reads the messages of one file, and counts them."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._data = data
         self._parts = 0
 
@@ -194,7 +194,7 @@ class _Reader:
     def _text(self, part: Field) -> str:
         if part.wire != LENGTH or part.end - part.start > _LONGEST_NAME_BYTES:
             raise WireFormatError
-        return self._data[part.start : part.end].decode("utf-8")
+        return str(self._data[part.start : part.end], "utf-8")
 
     def _number(self, part: Field) -> int:
         if part.wire != VARINT:

@@ -38,7 +38,7 @@ class Field(NamedTuple):
     end: int
 
 
-def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
+def fields(data: bytes | memoryview, start: int, end: int) -> Iterator[Field]:
     """Yield the fields of the message that lies in `data` from `start` to `end`.
 
     Raises:
@@ -63,7 +63,7 @@ def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
         yield Field(number, wire, begin, position)
 
 
-def varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+def varint(data: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
     """Return the number at `position`, and where it ends.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from milnce.backends.base import Availability, Backend, BackendChoice, CudaOptions, UnsuitableGraphError
 from milnce.backends.choices import Choices
-from milnce.backends.selection import BACKENDS, DEVICES, PRECISIONS, available, open_graph, select
+from milnce.backends.selection import BACKENDS, DEVICES, PRECISIONS, available, open_graph, select, takes_views
 
 __all__ = [
     "BACKENDS",
@@ -19,4 +19,5 @@ __all__ = [
     "available",
     "open_graph",
     "select",
+    "takes_views",
 ]

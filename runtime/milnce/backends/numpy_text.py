@@ -30,7 +30,7 @@ def probe() -> Availability:
     return Availability(NAME, np.__version__, ("cpu",), ("fp32",), modules=MODULES)
 
 
-def open_graph(model: bytes, graph: GraphFile, *, precision: str, threads: int | None) -> Backend:
+def open_graph(model: bytes | memoryview, graph: GraphFile, *, precision: str, threads: int | None) -> Backend:
     """Open a graph on the CPU.
 
     Args:

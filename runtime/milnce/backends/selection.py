@@ -98,7 +98,7 @@ def select(
 
 def open_graph(
     choice: BackendChoice,
-    model: bytes | None,
+    model: bytes | memoryview | None,
     graph: GraphFile,
     *,
     threads: int | None = None,
@@ -110,8 +110,8 @@ def open_graph(
 
     Args:
         choice: What `select` gave.
-        model: The ONNX file's content, checked against the manifest. None for a choice with `plans`, which takes the
-            plan of that very file.
+        model: The ONNX file's content, checked against the manifest; see `takes_views`. None for a choice with
+            `plans`, which takes the plan of that very file.
         graph: Its entry in the manifest.
         threads: CPU threads for one run; None for every core.
         cuda: How much of a GPU it may take.
@@ -141,7 +141,7 @@ def open_graph(
 
         index = device_index(choice.device)
         return OnnxRuntimeCudaBackend(
-            model, graph, device=index, precision=choice.precision, options=cuda, index_limit=index_limit
+            bytes(model), graph, device=index, precision=choice.precision, options=cuda, index_limit=index_limit
         )
     opened: Backend = _module(choice.name).open_graph(model, graph, precision=choice.precision, threads=threads)
     return opened
@@ -159,6 +159,11 @@ def expected_precision(device: str, precision: str | None) -> str | None:
     # A GPU may have plans in several.
     on_cpu = device == "cpu" or (device == "auto" and _driver_problem() is not None)
     return "fp32" if on_cpu else None
+
+
+def takes_views(choice: BackendChoice) -> bool:
+    """Whether the backend takes a graph as a `memoryview` too, where the others' libraries want bytes."""
+    return choice.name == "numpy"
 
 
 def device_index(device: str) -> int:
