@@ -77,11 +77,15 @@ class WorkerProcess:
             ours.close()
             raise
 
+    def stop(self) -> None:
+        """End the process at once. What it said before can still be read."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
     def kill(self) -> None:
         """Close the connection and end the process at once. A second call does nothing."""
         self.channel.close()
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self.stop()
 
     def has_ended(self, *, within_s: float = 0.0) -> bool:
         """Whether the process is gone, and so can write nothing any more."""
@@ -90,8 +94,9 @@ class WorkerProcess:
                 self._process.wait(within_s)
         return self._process.poll() is not None
 
-    def describe_end(self) -> str:
-        """Return in words how the process ended."""
+    def describe_end(self, *, within_s: float = 0.0) -> str:
+        """Return in words how the process ended, waiting for that a little."""
+        self.has_ended(within_s=within_s)
         code = self._process.poll()
         if code is None:
             return "closed its connection"

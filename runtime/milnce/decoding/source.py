@@ -8,8 +8,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from milnce.decoding.crew import CrewSettings
 from milnce.decoding.here import DecodingHere
-from milnce.decoding.pool import DecodingPool, PoolSettings
+from milnce.decoding.pool import DecodingPool
 from milnce.decoding.shared_clips import MOST_WORKERS, SharedClips
 from milnce.decoding.slots import Slots
 from milnce.errors import InputError
@@ -58,7 +59,7 @@ def open_source(
         memory = SharedClips((regions * batch_size, preset.frames, preset.size, preset.size, 3))
     except (MemoryError, ValueError, OSError, OverflowError) as error:  # of the latter two, no addresses
         raise InputError(f"batch_size is {batch_size}, too large ({error}); take a smaller one") from error
-    settings = PoolSettings(count, max(1, cores() // count), _NICENESS, stall_s)
+    settings = CrewSettings(count, max(1, cores() // count), _NICENESS, stall_s)
     slots = Slots(regions, batch_size, at_once=None if on_gpu else 1)
     return DecodingPool(jobs, preset, memory, slots, settings)
 
