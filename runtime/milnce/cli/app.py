@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from milnce.cli import build, doctor, embed, export, info, search
+from milnce.cli import bench, build, doctor, embed, export, info, search
 from milnce.cli import eval as evaluation
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("info")(info.info)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("eval")(evaluation.evaluate)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 
