@@ -128,6 +128,19 @@ BF16_GATE = Gate(
     may_be_identical=False,
 )
 
+# An INT8 graph against its FP32 graph on real clips: 8 bits for weights, and 8 for what passes between convolutions,
+# whose range one strong activation sets. This tells a quantised graph from a broken one. It does not say that the graph
+# retrieves as well, which is measured beside it, and a defect as small as the rounding passes.
+INT8_GATE = Gate(
+    "int8",
+    cosine=0.9,
+    centred_cosine=0.88,
+    relative_error=0.45,
+    spread_error=0.55,
+    scale_error=0.03,
+    may_be_identical=False,
+)
+
 # How many times the noise of the scores two clips must lie apart for a change of their order to count. Within it they
 # are a tie: honest FP16 swaps the first two of about one query in a hundred.
 _TIE = 4.0
