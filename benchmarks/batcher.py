@@ -56,7 +56,7 @@ class Load:
         least: Clips in a turn of few callers, at least.
         each: Clips that each caller sends in a turn, at least.
         full: Clips in a turn of full batches.
-        seconds: Time after which no further round begins; there are two at least.
+        seconds: Time after which no further round begins; there is one at least.
     """
 
     least: int
@@ -104,7 +104,7 @@ def measure(model: milnce.Model, clips: Clips, numbers: Sequence[int], *, second
         simulated = cast("milnce.Model", SimulatedModel(accelerator))
         rows = _rows("simulated", simulated, small, numbers, _SIMULATED_LOAD)
         rows.append(_held(simulated, accelerator, small))
-    found = _rows("model", model, clips, numbers, Load(least=12, each=2, full=16, seconds=seconds))
+    found = _rows("model", model, clips, numbers, Load(least=12, each=2, full=8, seconds=seconds))
     full_per_s = median([row["full_per_s"] for row in found if "full_per_s" in row] or [1.0])
     rows += [*found, _overload(model, clips, full_per_s)]
     settings = {
@@ -134,7 +134,7 @@ def _rows(subject: str, model: milnce.Model, clips: Clips, numbers: Sequence[int
     for number in numbers:
         actions[f"full {number}"] = partial(model.encode_video, many)
         actions[f"{number}"] = partial(call, number)
-    timings, errors = interleaved(actions, rounds=_ROUNDS, warmup=0, seconds=load.seconds, least=2)
+    timings, errors = interleaved(actions, rounds=_ROUNDS, warmup=0, seconds=load.seconds)
     rows = []
     for number in numbers:
         row: dict[str, Any] = {"name": f"{subject}, {number} callers", "subject": subject, "callers": number}

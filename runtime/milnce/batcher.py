@@ -196,8 +196,9 @@ class Batcher:
     async def encode_video_async(self, clip: NDArray[Any], *, deadline_s: float | None = None) -> ClipEmbedding:
         """Embed one clip without blocking the event loop. See `submit_video`.
 
-        The clip is checked and copied in the event loop, some milliseconds for 32x224x224. A task that is cancelled
-        cancels its request.
+        The clip is checked and copied in the event loop, some milliseconds for 32x224x224; and the first float32 clip
+        of a model loaded for uint8 opens a graph there, unless `model.open("video", input_form="float32")` has. A task
+        that is cancelled cancels its request.
         """
         import asyncio  # noqa: PLC0415 - whoever gets here has it, and importing milnce need not pay for it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,6 +165,14 @@ def answered(embedding: ClipEmbedding) -> int:
     np.testing.assert_array_equal(embedding.embedding, embedding.embedding[0])
     np.testing.assert_array_equal(embedding.mixed_5c, embedding.embedding[0] + 1)
     return int(embedding.embedding[0])
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """Wait for something that nothing tells of."""
+    end_s = time.monotonic() + TIMEOUT_S
+    while not happened():
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
 
 
 class FakeClock:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helpers.slow_model import TIMEOUT_S, SlowModel, answered, clip
+from helpers.slow_model import TIMEOUT_S, SlowModel, answered, clip, wait_until
 from milnce import batcher_lane
 from milnce.batcher import Batcher
 from milnce.errors import BackendError, ClosedError, QueueFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -38,13 +37,6 @@ def make(model: SlowModel, **options: Any) -> Batcher:  # noqa: ANN401 - a batch
 
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("milnce-batcher")]
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + TIMEOUT_S
-    while not happened():
-        assert time.monotonic() < end_s
-        time.sleep(0.001)
 
 
 def occupy(batcher: Batcher, model: SlowModel) -> Future[Any]:

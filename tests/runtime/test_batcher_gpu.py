@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import math
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ import pytest
 
 import milnce
 from helpers.plan_machine import PlanMachine
-from helpers.slow_model import TIMEOUT_S, FakeClock, SlowModel, answered, clip
+from helpers.slow_model import TIMEOUT_S, FakeClock, SlowModel, answered, clip, wait_until
 from helpers.tiny_bundle import tiny_clips
 from milnce.backends.gpu import GpuBackend
 from milnce.batcher import Batcher
@@ -45,6 +45,7 @@ def test_the_next_batch_is_handed_over_while_one_runs_and_what_comes_after_waits
         futures.append(batcher.submit_video(clip(1)))
         wait_until_running(batcher, 2)
         futures += [batcher.submit_video(clip(number)) for number in (2, 3, 4)]
+        wait_until_asleep(batcher)
         # One runs, one is handed over, and three wait: these can still be cancelled, and a sixth is refused.
         assert batcher.stats().video.queued == 3
         with pytest.raises(QueueFullError, match="3 requests wait and 2 run"):
@@ -57,12 +58,13 @@ def test_the_next_batch_is_handed_over_while_one_runs_and_what_comes_after_waits
 
 
 def wait_until_running(batcher: Batcher, requests: int) -> None:
-    done = threading.Event()
-    for _ in range(10_000):
-        if batcher.stats().video.running == requests:
-            return
-        done.wait(0.001)
-    raise AssertionError(batcher.stats())
+    wait_until(lambda: batcher.stats().video.running == requests)
+
+
+def wait_until_asleep(batcher: Batcher) -> None:
+    """Wait until the lane has looked at everything and found nothing to do."""
+    lane = batcher._video  # noqa: SLF001 - nothing else says it
+    wait_until(lambda: lane._asleep_until_s > -math.inf and lane._wakes.empty())  # noqa: SLF001
 
 
 def test_deadlines_are_told_while_a_batch_runs(model: SlowModel) -> None:
