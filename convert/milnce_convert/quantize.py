@@ -256,7 +256,7 @@ def _made(drawn: Drawn, preset: Preset, options: QuantizeOptions) -> dict[str, A
         "date": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
         "versions": {"milnce": milnce.__version__, **{package: version(package) for package in _PACKAGES}},
         "method": dict(METHOD),
-        "preset": preset.to_json(),
+        "preset": {"sampling": str(preset), "digest": preset.digest},
         "seed": options.seed,
         "calibration": {
             "clips": len(drawn.calibration),

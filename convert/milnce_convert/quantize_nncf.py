@@ -13,8 +13,6 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from milnce.backends.openvino import import_openvino
 from milnce.errors import MissingDependencyError, QuantizationError
 from milnce.onnx_policy import refuse_external_data
@@ -23,10 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
 
 # NNCF finds the ranges of activations by running the graph in ONNX Runtime, and counts on OpenVINO being there.
-_NEEDED = ("nncf", "openvino", "onnxruntime")
+_NEEDED = ("nncf", "openvino", "onnx", "onnxruntime")
 _TELEMETRY = "openvino_telemetry"
 
 METHOD: Mapping[str, Any] = {
@@ -96,6 +95,7 @@ def quantize_graph(model: bytes, clips: Sequence[NDArray[np.uint8]]) -> bytes:
         QuantizationError: if NNCF fails, or gives something else than such a graph.
     """
     nncf = import_nncf()
+    import onnx  # noqa: PLC0415 - with nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters  # noqa: PLC0415 - with nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet  # noqa: PLC0415
 
@@ -146,6 +146,8 @@ class _Feeds:
 
 
 def _checked(quantized: onnx.ModelProto, plain: onnx.ModelProto) -> bytes:
+    import onnx  # noqa: PLC0415 - with nncf
+
     problems = []
     for kind in ("input", "output"):
         wanted, found = ([_signature(value) for value in getattr(graph.graph, kind)] for graph in (plain, quantized))

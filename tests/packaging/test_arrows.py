@@ -174,7 +174,7 @@ def test_lower_parts_do_not_know_the_upper_ones(package: str) -> None:
 def test_only_export_and_build_know_the_converter_and_only_inside_their_functions() -> None:
     found = [(module, late) for module, imported, late in runtime_imports() if within(imported, "milnce_convert")]
     assert found
-    users = ("export", "export_hosts", "build", "bench")
+    users = ("export", "export_hosts", "build", "bench", "quantize")
     assert set(found) == {(f"milnce.cli.{user}", True) for user in users}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from milnce.cli import bench, build, doctor, embed, export, info, search
+from milnce.cli import bench, build, doctor, embed, export, info, quantize, search
 from milnce.cli import eval as evaluation
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("export")(export.export)
 app.command("build")(build.build)
+app.command("quantize")(quantize.quantize)
 app.command("info")(info.info)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)

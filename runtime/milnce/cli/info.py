@@ -20,6 +20,8 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle f
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Read every file and compare it with its sha256.")]
 
 _SHOWN = ("cosine", "centred_cosine", "relative_error")
+_RETRIEVAL = "retrieval"
+_LISTED = 8  # items of a list, in a table
 
 
 @reported
@@ -108,6 +110,7 @@ def _print(bundle: Bundle, *, verified: bool) -> None:
     rows = [[graph.file, graph.precision, size(graph.bytes), _tensors(graph)] for graph in graphs]
     print_table([("graph", "left"), ("precision", "left"), ("size", "right"), ("takes and gives", "left")], rows)
     print_parity(bundle)
+    print_retrieval(bundle)
     if manifest.made:
         print_table([("made", "left"), ("", "left")], [[name, text] for name, text in flatten(manifest.made)])
 
@@ -116,9 +119,17 @@ def _tensors(graph: GraphFile) -> str:
     return "\n".join([*(f"takes {spec}" for spec in graph.inputs), *(f"gives {spec}" for spec in graph.outputs)])
 
 
-def print_parity(bundle: Bundle) -> None:
-    """Print what `milnce export` measured against the PyTorch towers: a line for each output, one for all blocks."""
-    lines = [(graph, *line) for graph in bundle.manifest.graphs for line in _measurements(graph.parity)]
+def print_parity(bundle: Bundle, *, precision: str | None = None) -> None:
+    """Print how far graphs were from what they were made from: a line for each output, one for all blocks.
+
+    `milnce export` measures against the PyTorch towers; graphs made of others name what they were compared with.
+
+    Args:
+        bundle: The bundle.
+        precision: Only graphs of this one; None for all.
+    """
+    graphs = [graph for graph in bundle.manifest.graphs if precision in (None, graph.precision)]
+    lines = [(graph, *line) for graph in graphs for line in _measurements(graph.parity)]
     measured = list(dict.fromkeys(name for _, _, record in lines for name in record))
     if not measured:
         return
@@ -127,16 +138,41 @@ def print_parity(bundle: Bundle) -> None:
     rows = []
     for index, (graph, what, record) in enumerate(lines):
         if what and (index == 0 or lines[index - 1][0] is not graph):
-            rows.append([graph.file, *[""] * len(figures)])
+            rows.append([f"{graph.file}{_compared_with(graph)}", *[""] * len(figures)])
         cells = [_figure(name, record[name]) if name in record else "" for name in figures]
         rows.append([f"  {what}" if what else graph.file, *cells])
     headings = [(f"{'1 - ' if 'cosine' in name else ''}{name.replace('_', ' ')}", "right") for name in figures]
     print_table([("parity with PyTorch", "left"), *headings], rows)
 
 
+def _compared_with(graph: GraphFile) -> str:
+    reference = graph.parity.get("reference")
+    return "" if not isinstance(reference, str) or reference.startswith("PyTorch") else f" (with: {reference})"
+
+
+def print_retrieval(bundle: Bundle) -> None:
+    """Print how quantised graphs retrieve beside the FP32 ones that they were made from."""
+    rows = []
+    for graph in bundle.manifest.graphs:
+        found = graph.parity.get(_RETRIEVAL)
+        for kind, record in found.items() if isinstance(found, dict) else ():
+            cells = [_recall(record, precision, name) for name in ("r1", "r5") for precision in ("fp32", "int8")]
+            rows.append([kind, *cells, str(record.get("queries", ""))])
+    if rows:
+        figures = ("R@1 FP32", "R@1 INT8", "R@5 FP32", "R@5 INT8", "queries")
+        print_table([("retrieval, held out", "left"), *((name, "right") for name in figures)], rows)
+
+
+def _recall(record: Mapping[str, Any], precision: str, name: str) -> str:
+    values = record.get(precision)
+    value = values.get(name) if isinstance(values, dict) else None
+    return f"{value:.1f}" if isinstance(value, float) else ""
+
+
 def _measurements(parity: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield what was compared and its figures; the many blocks become one line with the worst of each figure."""
-    for name, group in (("", parity), *((key, value) for key, value in parity.items() if isinstance(value, dict))):
+    groups = ((key, value) for key, value in parity.items() if isinstance(value, dict) and key != _RETRIEVAL)
+    for name, group in (("", parity), *groups):
         records = dict(_records(group)) if name else {"": _figures(parity)}
         if name == "blocks" and records:
             names = dict.fromkeys(key for record in records.values() for key in record)
@@ -176,6 +212,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         elif isinstance(value, float):
             yield name, f"{value:.8g}"
         elif isinstance(value, list):
-            yield name, ", ".join(map(str, value))
+            more = f", ... ({len(value)})" if len(value) > _LISTED else ""
+            yield name, ", ".join(map(str, value[:_LISTED])) + more
         else:
             yield name, str(value)
