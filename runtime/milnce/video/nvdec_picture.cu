@@ -52,7 +52,8 @@ static __device__ float weighted(
         for (int i = 0; i < x.taps; ++i) {
             across += x.weights[column * x.taps + i] * sample(line + right * inside(x.first[column] + i, x.length), wide);
         }
-        sum += y.weights[row * y.taps + j] * across;
+        // libswscale keeps a row in 15 bits and a sign, and only what is too large is cut: its hscale functions.
+        sum += y.weights[row * y.taps + j] * fminf(across, 32767.0f / 128.0f);
     }
     return sum;
 }

@@ -1,0 +1,380 @@
+"""Windows decoded on a GPU: the same windows and times as on the CPU, over a simulated GPU and a stand-in decoder."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import fake_cuda, fake_nvdec
+from helpers.videos import make_video, read_numbers, real_video, set_display_matrix, truncate
+from milnce import cuda_kernels
+from milnce.cuda import Cuda
+from milnce.errors import (
+    CudaUnavailableError,
+    DeviceMemoryError,
+    InputError,
+    MilnceError,
+    MissingDependencyError,
+    RangeError,
+    VideoError,
+)
+from milnce.video import Preset, get_preset, iter_windows
+from milnce.video.nvdec import DeviceWindow, iter_device_windows, problem
+from milnce.video.nvdec_picture import TOLERANCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from helpers.fake_cuda import FakeCuda
+    from helpers.fake_nvdec import FakeNvdec
+
+SLIDING = Preset("sliding", 10.0, 8, None, 4, size=32)
+SPREAD = Preset("spread", 5.0, 6, 3, None, size=32)
+AS_THEY_COME = Preset("as they come", None, 12, 1, None, size=32, interpolation="bilinear", padding="repeat")
+
+
+@pytest.fixture(params=["eager", "lazy", "random"])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """A simulated GPU on which nothing may be done wrong, nor left behind."""
+    fake = fake_cuda.install(monkeypatch, policy=request.param)
+    yield fake
+    gc.collect()
+    fake.check()
+
+
+@pytest.fixture
+def nvdec(gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeNvdec:
+    return fake_nvdec.install(monkeypatch, gpu)
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> FakeNvdec:
+    """The stand-in over one simulated GPU, for tests that need no other order of work."""
+    return fake_nvdec.install(monkeypatch, fake_cuda.install(monkeypatch, policy="lazy"))
+
+
+def assert_same(
+    path: Path, preset: Preset, *, start_s: float | None = None, end_s: float | None = None
+) -> list[DeviceWindow]:
+    found = list(iter_device_windows(path, preset, cuda=Cuda(), start_s=start_s, end_s=end_s))
+    expected = list(iter_windows(path, preset, start_s=start_s, end_s=end_s))
+    assert [(w.index, w.start_s, w.end_s) for w in found] == [(w.index, w.start_s, w.end_s) for w in expected]
+    for window, wanted in zip(found, expected, strict=True):
+        clip = window.clip.copy_to_host()
+        assert clip.dtype == np.uint8
+        levels = np.abs(clip.astype(int) - wanted.clip)
+        assert levels.max() <= TOLERANCE.largest, window.index
+        assert levels.mean() <= TOLERANCE.mean, window.index
+    return found
+
+
+@pytest.mark.parametrize("preset", [SLIDING, SPREAD, AS_THEY_COME], ids=lambda preset: preset.name)
+def test_windows_and_times_are_those_of_the_cpu(nvdec: FakeNvdec, preset: Preset) -> None:
+    found = assert_same(real_video("bikes"), preset)
+    assert all(window.clip.shape == (preset.frames, 32, 32, 3) for window in found)
+    assert all(window.video_s == pytest.approx(10) for window in found)
+    assert [created["codec"].name for created in nvdec.created] == ["H264"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "mp4",
+        "mp4-b-frames",
+        "mp4-29.97",
+        "mp4-fragmented",
+        "mp4-dash",
+        "mp4-hevc",
+        "mov",
+        "mkv",
+        "webm-vp9",
+        "webm-vp8",
+    ],
+)
+def test_every_container_and_codec_is_sampled_as_on_the_cpu(
+    lazy: FakeNvdec, kind: str, numbered_videos: dict[str, Path]
+) -> None:
+    path = numbered_videos[kind]
+    assert_same(path, SPREAD)
+    (window,) = assert_same(path, get_preset(SPREAD, windows=1), start_s=13.03, end_s=15.5)
+    numbers = read_numbers(window.clip.copy_to_host())
+    assert numbers[0] is not None
+    assert numbers[0] >= 13 * 25
+    lazy.cuda.finish()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.fractions(0, 20, max_denominator=100),
+    length=st.fractions(Fraction(1, 10), 4, max_denominator=100),
+    fps=st.sampled_from([2.0, 5.0, 10.0, 29.97, 40.0]),
+    frames=st.integers(1, 12),
+    stride=st.one_of(st.none(), st.integers(1, 12)),
+)
+def test_any_sampling_gives_the_windows_of_the_cpu(
+    lazy: FakeNvdec,
+    numbered_videos: dict[str, Path],
+    start: Fraction,
+    length: Fraction,
+    fps: float,
+    frames: int,
+    stride: int | None,
+) -> None:
+    assert lazy.failure is None
+    preset = Preset("any", fps, frames, 2 if stride is None else None, stride, size=16)
+    assert_same(numbered_videos["mp4-b-frames"], preset, start_s=float(start), end_s=float(start + length))
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (0, 1, 1, 0)])
+def test_rotated_videos_come_out_upright(lazy: FakeNvdec, matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
+    path = set_display_matrix(make_video(tmp_path / "lying.mp4", frames=20), matrix)
+    assert_same(path, SLIDING)
+    assert_same(path, AS_THEY_COME)
+    assert lazy.packets
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ten-bit.mp4", {"pix_fmt": "yuv420p10le"}),
+        ("full-range.mp4", {"pix_fmt": "yuvj420p"}),
+        ("odd.webm", {"size": (95, 65)}),
+        ("tall.mp4", {"size": (64, 128)}),
+    ],
+)
+def test_depths_ranges_and_odd_shapes_agree(
+    lazy: FakeNvdec, name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    assert_same(make_video(tmp_path / name, frames=20, **changes), SLIDING)
+    assert lazy.open_decoders == 0
+
+
+def test_a_variable_rate_and_a_short_video_are_sampled_alike(lazy: FakeNvdec, tmp_path: Path) -> None:
+    ticks = [0, 40, 45, 300, 310, 900, 940, 1500, 1501, 2100]
+    path = make_video(tmp_path / "variable.mkv", frames=10, ticks=ticks)
+    assert_same(path, SLIDING)
+    (window,) = assert_same(make_video(tmp_path / "short.mp4", frames=3), AS_THEY_COME)
+    assert read_numbers(window.clip.copy_to_host()) == [n for n in range(3) for _ in range(4)]
+    (window,) = assert_same(tmp_path / "short.mp4", get_preset(SPREAD, windows=1, padding="black"))
+    assert read_numbers(window.clip.copy_to_host())[1:] == [None] * 5
+    assert lazy.open_decoders == 0
+
+
+def test_windows_in_the_middle_are_reached_by_seeking(lazy: FakeNvdec, numbered_videos: dict[str, Path]) -> None:
+    preset = get_preset(SPREAD, windows=1)
+    assert_same(numbered_videos["mp4-b-frames"], preset, start_s=21.0, end_s=23.0)
+    fed = [packet for packet in lazy.packets if packet.bsl]
+    assert len(fed) < 300  # of 600: the keyframes are 250 frames apart
+    assert any(not packet.bsl for packet in lazy.packets[:3]), "the decoder was not told that the file was wound"
+
+
+def test_the_clip_is_complete_and_outlives_the_decoding(nvdec: FakeNvdec) -> None:
+    windows = iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda())
+    first = next(windows)
+    assert first.clip.stream is None
+    assert first.clip.__cuda_array_interface__["stream"] is None
+    before = first.clip.copy_to_host()
+    for _ in windows:
+        pass
+    assert np.array_equal(first.clip.copy_to_host(), before)
+    assert nvdec.open_decoders == 0
+
+
+def test_device_memory_does_not_grow_with_the_video(gpu: FakeCuda, nvdec: FakeNvdec) -> None:
+    used = []
+    for window in iter_device_windows(real_video("bikes"), SLIDING, cuda=Cuda()):
+        used.append(gpu.memory.used_bytes[0])
+        del window
+    assert len(used) > 20
+    assert max(used[:-3]) == max(used[:4])
+    # At the end the decoder gives all that it held back at once.
+    assert max(used) <= max(used[:4]) + 4 * 640 * 272 * 3 // 2
+    assert nvdec.open_decoders == 0
+
+
+def test_a_caller_who_stops_leaves_nothing_behind(gpu: FakeCuda, nvdec: FakeNvdec) -> None:
+    windows = iter_device_windows(real_video("bikes"), SLIDING, cuda=Cuda())
+    next(windows)
+    windows.close()
+    gc.collect()
+    assert nvdec.open_decoders == 0
+    assert gpu.leaks() == {}
+
+
+@pytest.mark.parametrize("after", [1, 5, 20])
+def test_exhausted_memory_is_an_error_and_leaves_nothing_behind(gpu: FakeCuda, nvdec: FakeNvdec, after: int) -> None:
+    gpu.fail("cudaMalloc", after=after)
+    with pytest.raises((DeviceMemoryError, VideoError)):
+        list(iter_device_windows(real_video("bikes"), SLIDING, cuda=Cuda()))
+    gc.collect()
+    assert nvdec.open_decoders == 0
+    assert gpu.leaks() == {}
+
+
+def test_progress_is_told(lazy: FakeNvdec) -> None:
+    told: list[int] = []
+    windows = iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda(), on_progress=lambda: told.append(1))
+    assert len(list(windows)) == 3
+    assert len(told) > len([packet for packet in lazy.packets if packet.bsl]) / 2
+
+
+@pytest.mark.parametrize(
+    ("span", "error", "words"),
+    [
+        ({"start_s": -1.0}, InputError, "start_s must be a finite number of seconds"),
+        ({"end_s": float("nan")}, InputError, "end_s must be a finite number of seconds"),
+        ({"start_s": 99.0}, RangeError, "start_s=99.0 is not inside the video; the video lasts 10.000 s"),
+        ({"start_s": 2.0, "end_s": 1.0}, RangeError, "end_s=1.0 must be after start_s=2.0"),
+    ],
+)
+def test_ranges_are_checked_as_on_the_cpu(
+    lazy: FakeNvdec, span: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error) as found:
+        next(iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda(), **span))
+    assert words in str(found.value)
+    assert lazy.created == []
+
+
+def test_a_truncated_file_is_refused_as_on_the_cpu(lazy: FakeNvdec, tmp_path: Path) -> None:
+    path = truncate(make_video(tmp_path / "cut.mkv", frames=100), 0.6)
+    texts = []
+    for windows in (iter_windows(path, SLIDING), iter_device_windows(path, SLIDING, cuda=Cuda())):
+        with pytest.raises(VideoError) as error:
+            list(windows)
+        texts.append(str(error.value))
+    assert texts[0] == texts[1]
+    assert "truncated" in texts[0]
+    assert lazy.open_decoders == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.avi", "it is AVI, whose packets have no times of their own"),
+        ("a.gif", "it is GIF, whose packets have no times of their own"),
+        ("444.mp4", "its pixel format is yuv444p"),
+        ("mpeg4.mp4", "its codec is mpeg4; AV1, H264, HEVC, VP8, VP9 are decoded there"),
+    ],
+)
+def test_what_is_left_to_the_cpu_is_refused_with_the_way_out(
+    lazy: FakeNvdec, name: str, words: str, tmp_path: Path
+) -> None:
+    special: dict[str, dict[str, Any]] = {"444.mp4": {"pix_fmt": "yuv444p"}, "mpeg4.mp4": {"codec": "mpeg4"}}
+    changes = special.get(name, {})
+    path = make_video(tmp_path / name, frames=20, **changes)
+    with pytest.raises(VideoError) as error:
+        list(iter_device_windows(path, SLIDING, cuda=Cuda()))
+    assert str(error.value).startswith(f"{path}: NVIDIA's decoder is not used for this file: {words}")
+    assert str(error.value).endswith('; use decoder="cpu" for it')
+    assert lazy.created == []
+
+
+def test_what_the_decoder_raises_names_the_file_and_the_reason(lazy: FakeNvdec) -> None:
+    lazy.failure = fake_nvdec.PyNvVCExceptionUnsupported(
+        "HandleVideoSequence : \nError code : 801\nError Type : Resolution not supported on this GPU\n"
+        "Resolution          : 9600x64\nat /project/src/NvDecoder.cpp:375\n"
+    )
+    path = real_video("bikes")
+    with pytest.raises(VideoError) as error:
+        list(iter_device_windows(path, SPREAD, cuda=Cuda()))
+    assert str(error.value) == (
+        f"{path}: decoding with NVIDIA's decoder failed (Resolution not supported on this GPU); the file is damaged, "
+        'or this GPU does not decode it: try decoder="cpu"'
+    )
+    assert error.value.__cause__ is lazy.failure
+
+
+def test_a_picture_of_an_unknown_time_is_refused(lazy: FakeNvdec) -> None:
+    lazy.times = {512 * number: 7 for number in range(4, 8)}
+    with pytest.raises(VideoError, match=r"it gave a picture of a time that was not asked of it \(tick 7\)"):
+        list(iter_device_windows(real_video("bikes"), SLIDING, cuda=Cuda()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 320, "height": 136}, "it gave NV12 pictures of 320x136 where NV12 of 640x272 were expected"),
+        ({"format": "yuv420p10le"}, "it gave P016 pictures of 640x272 where NV12 of 640x272 were expected"),
+    ],
+)
+def test_surfaces_of_another_shape_are_refused(
+    lazy: FakeNvdec, change: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy, "change", lambda frame: frame.reformat(**change))
+    with pytest.raises(VideoError) as error:
+        list(iter_device_windows(real_video("bikes"), SLIDING, cuda=Cuda()))
+    assert words in str(error.value)
+
+
+def test_the_decoder_works_on_the_gpu_and_in_the_stream_that_all_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [fake_cuda.FakeGpu(name="first"), fake_cuda.FakeGpu(name="second")]
+    gpu = fake_cuda.install(monkeypatch, policy="lazy", gpus=gpus)
+    nvdec = fake_nvdec.install(monkeypatch, gpu)
+    (window,) = iter_device_windows(real_video("bikes"), get_preset(SPREAD, windows=1), cuda=Cuda(1))
+    assert window.clip.device == 1
+    (created,) = nvdec.created
+    assert created["gpuid"] == 1
+    streams = {stream for _, stream in cuda_kernels.driver().launches}
+    assert streams == {created["cudastream"]}
+    assert created["cudastream"] != 0
+
+
+def test_pictures_that_several_slots_show_are_made_once(lazy: FakeNvdec) -> None:
+    found = assert_same(real_video("bikes"), Preset("twice", 50.0, 20, None, 10, size=16), start_s=1.0, end_s=3.0)
+    launches = len(cuda_kernels.driver().launches)
+    assert launches <= 2 * 25 + 2
+    assert len(found) * 20 > 3 * launches
+    assert lazy.open_decoders == 0
+
+
+def test_the_problem_names_what_is_missing_and_the_cure(lazy: FakeNvdec, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problem() is None
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
+    text = problem()
+    assert text is not None
+    assert "which is not installed" in text
+    assert text.endswith('run: pip install "milnce[nvdec]"')
+    with pytest.raises(MissingDependencyError, match="PyNvVideoCodec, which is not installed"):
+        next(iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda()))
+    assert lazy.created == []
+
+
+def test_a_module_that_does_not_load_says_why_in_a_line(lazy: FakeNvdec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Any:  # noqa: ANN401 - a module
+        raise RuntimeError(f"{name}: libnvidia-encode.so.1 is not there\n\n=== TROUBLESHOOTING STEPS ===\n...")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    assert problem() == (
+        "PyNvVideoCodec is installed and does not load: PyNvVideoCodec: libnvidia-encode.so.1 is not there; it needs the video libraries of NVIDIA's driver (in a container "
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+    )
+    with pytest.raises(CudaUnavailableError):
+        next(iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda()))
+    assert lazy.created == []
+
+
+def test_without_a_driver_the_problem_is_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvdec.install(monkeypatch, fake_cuda.install(monkeypatch, driver="absent"))
+    text = problem()
+    assert text is not None
+    assert "there is no NVIDIA driver here" in text
+
+
+def test_without_the_compiler_the_problem_is_the_compiler(lazy: FakeNvdec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:  # noqa: ANN401 - a module
+        raise CudaUnavailableError("NVRTC does not load")
+
+    monkeypatch.setattr(cuda_kernels, "compiler", missing)
+    assert problem() == "NVRTC does not load"
+    with pytest.raises(MilnceError, match="NVRTC does not load"):
+        next(iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda()))
+    assert lazy.open_decoders == 0
