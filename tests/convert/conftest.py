@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers import fake_builder, fake_cuda, fake_tensorrt
+from helpers import fake_builder, fake_cuda, fake_tensorrt, plan_bench
 from helpers.fake_cuda import FakeGpu
 from helpers.graphs import ROWS, Traced, short_towers, trace
 from helpers.rtx import require_rtx
@@ -18,10 +19,12 @@ from milnce_convert.plan_module import choose_toolkit
 from milnce_convert.towers import TowersConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from helpers.fake_builder import FakeBuilder
     from helpers.fake_cuda import FakeCuda
+    from helpers.plan_bench import PlanBench
     from helpers.tiny_bundle import TinyWeights
     from milnce_convert.checkpoint import Towers
     from milnce_convert.plan_module import Toolkit
@@ -69,6 +72,12 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeBuilder, FakeCuda]:
     """Put a stand-in for TensorRT 11 and a GPU in place."""
     cuda = fake_cuda.install(monkeypatch, gpus=[FakeGpu(name="NVIDIA H200")])
     return fake_builder.add(fake_tensorrt.install(monkeypatch, cuda, "tensorrt"), "11"), cuda
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, original: tuple[Path, TinyWeights]) -> Callable[..., PlanBench]:
+    """Return a function that puts a generation of TensorRT in place, to build the tiny bundle's graphs with."""
+    return partial(plan_bench.place, monkeypatch, Bundle.open(original[0]))
 
 
 @pytest.fixture

@@ -1,86 +1,31 @@
-"""One graph into one plan with stand-ins for TensorRT 8.5, 10 and 11: what the builder is told, and how it fails."""
+"""One graph into one plan with stand-ins for TensorRT 8.5, 10 and 11: what the builder is told, and what it made."""
 
 from __future__ import annotations
 
 import enum
 import gc
-import os
-import signal
-import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
 
-from helpers import fake_builder, fake_cuda, fake_tensorrt
+from helpers import fake_builder
 from helpers.fake_builder_network import HardwareCompatibilityLevel, ProfilingVerbosity
-from helpers.fake_cuda import FakeGpu
-from helpers.tiny_bundle import write_tiny_bundle
-from milnce.bundle import Bundle
-from milnce.errors import MilnceWarning, MissingDependencyError, PlanBuildError
+from helpers.plan_bench import GENERATIONS, VIDEO
+from milnce.errors import MissingDependencyError, PlanBuildError
 from milnce_convert.plan_engine import build_engine
 from milnce_convert.plan_module import choose_toolkit
-from milnce_convert.plan_profiles import PlanSizes, Span, make_profiles
+from milnce_convert.plan_profiles import PlanSizes, make_profiles
 from milnce_convert.plan_settings import BuilderSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helpers.fake_builder import FakeBuilder
-    from milnce_convert.plan_engine import BuiltEngine
+    from helpers.plan_bench import PlanBench
 
-    Make = Callable[..., "Bench"]
-
-GENERATIONS = ("8.5", "10", "11")
-VERSIONS = {"8.5": "8.5.3.1", "10": "10.13.3.9", "11": "11.1.0.106"}
-VIDEO = "video uint8 fp16 (video-uint8-fp16.onnx)"
-
-
-class Bench:
-    """A stand-in's toolkit, and its records."""
-
-    def __init__(self, bundle: Bundle, fake: FakeBuilder, cuda: fake_cuda.FakeCuda, device: int) -> None:
-        self.bundle, self.fake, self.cuda = bundle, fake, cuda
-        self.toolkit = choose_toolkit(device=device)
-
-    def build(
-        self,
-        *,
-        module: str = "video",
-        precision: str = "fp16",
-        settings: BuilderSettings | None = None,
-        **options: Any,  # noqa: ANN401 - of build_engine
-    ) -> BuiltEngine:
-        """Build a graph of the tiny bundle, for two batch sizes of clips or one of sentences."""
-        graph = self.bundle.graph(module, precision=precision)
-        sizes = PlanSizes(batch=(Span.fixed(1), Span.fixed(4)), text_batch=(Span.fixed(2),))
-        profiles = make_profiles(graph, self.bundle.manifest, sizes)
-        model = self.bundle.read(graph)
-        return build_engine(self.toolkit, graph, model, profiles, settings or BuilderSettings(), **options)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Return the tiny bundle."""
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    write_tiny_bundle(path)
-    return Bundle.open(path)
-
-
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch, tiny: Bundle) -> Make:
-    """Return a function that puts a generation of TensorRT in place."""
-
-    def place(generation: Any = "11", *, device: int = 0) -> Bench:  # noqa: ANN401 - a literal
-        cuda = fake_cuda.install(monkeypatch, gpus=[FakeGpu(name="NVIDIA H200")] * 2)
-        flavour: Any = "8.5" if generation == "8.5" else "10"
-        module = fake_tensorrt.install(monkeypatch, cuda, "tensorrt", flavour=flavour, version=VERSIONS[generation])
-        return Bench(tiny, fake_builder.add(module, generation), cuda, device)
-
-    return place
+    Make = Callable[..., PlanBench]
 
 
 # What the builder is told.
@@ -287,176 +232,3 @@ def test_the_network_is_checked_before_minutes_of_building(make: Make) -> None:
     profiles = make_profiles(graph, bench.bundle.manifest, PlanSizes())
     with pytest.raises(PlanBuildError, match=r"^the network built from .* does not compute in float16"):
         build_engine(bench.toolkit, graph, bench.bundle.read(bench.bundle.graph("video")), profiles, BuilderSettings())
-
-
-# Failures.
-
-
-def test_the_parsers_errors_name_node_and_operator(make: Make) -> None:
-    bench = make("11")
-    text = "Invalid Node - mul\nElementWiseOperation PROD must have same input types"
-    bench.fake.parser_errors = (("mul", "Mul", text), ("", "Foo", "Plugin not found"))
-    with pytest.raises(PlanBuildError) as caught:
-        bench.build()
-    assert str(caught.value) == (
-        f"tensorrt 11.1.0.106 cannot parse {VIDEO}:\n"
-        "  - node mul (Mul): ElementWiseOperation PROD must have same input types\n"
-        "  - node 1 (Foo): Plugin not found\n"
-        "TensorRT takes what `milnce export` writes: export the bundle again with this release"
-    )
-
-
-def test_8_5_knows_a_nodes_number_alone(make: Make) -> None:
-    bench = make("8.5")
-    bench.fake.parser_errors = (("mul", "Mul", "unsupported"),)
-    with pytest.raises(PlanBuildError, match=r"cannot parse video uint8 .*\n  - node 0: unsupported\n"):
-        bench.build()
-
-
-def test_a_failed_build_has_the_error_lines_of_the_log(make: Make) -> None:
-    bench = make()
-    bench.fake.fails = "Error Code 10: Could not find any implementation for node {conv}"
-    with pytest.raises(PlanBuildError) as caught:
-        bench.build()
-    assert str(caught.value) == (
-        f"tensorrt 11.1.0.106 cannot build {VIDEO}:\n"
-        "  - IBuilder::buildSerializedNetwork: Error Code 10: Could not find any implementation for node {conv}\n"
-        "More is in its log: milnce --debug build, logger milnce.tensorrt"
-    )
-    # The lines of one build are not those of the next.
-    bench.fake.fails = "Error Code 2: OutOfMemory"
-    with pytest.raises(PlanBuildError) as again:
-        bench.build()
-    assert "Error Code 10" not in str(again.value)
-
-
-def test_what_the_library_said_before_is_not_this_builds_error(make: Make) -> None:
-    bench = make()
-    bench.toolkit.logger.errors.append("of another engine")
-    bench.fake.fails = "no luck"
-    with pytest.raises(PlanBuildError) as caught:
-        bench.build()
-    assert "of another engine" not in str(caught.value)
-
-
-def test_only_the_first_error_lines_are_kept(make: Make) -> None:
-    bench = make()
-    lines = [f"line {number}" for number in range(100)]
-    for line in lines:
-        bench.toolkit.logger.log(bench.fake.trt.ILogger.ERROR, line)
-    assert bench.toolkit.logger.errors == lines[:10]
-
-
-def test_a_profile_that_the_library_refuses_is_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = make()
-    monkeypatch.setattr("helpers.fake_builder_network.Config.add_optimization_profile", lambda *_: -1)
-    with pytest.raises(PlanBuildError, match=r"does not take the profile \{'video': .* of video uint8 .*: it gives no"):
-        bench.build()
-
-
-def test_tensorrts_messages_go_to_its_logger(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    bench = make()
-    bench.fake.fails = "no luck"
-    with caplog.at_level("DEBUG", logger="milnce.tensorrt"), pytest.raises(PlanBuildError):
-        bench.build()
-    assert ("milnce.tensorrt", "IBuilder::buildSerializedNetwork: no luck") in [
-        (record.name, record.getMessage()) for record in caplog.records
-    ]
-
-
-# Timing caches.
-
-
-@pytest.mark.parametrize("generation", GENERATIONS)
-def test_timings_are_kept_and_used_again(generation: str, make: Make) -> None:
-    bench = make(generation)
-    first = bench.build().timing_cache
-    assert first == f"timings of {VERSIONS[generation]} and one more build".encode()
-    second = bench.build(timing_cache=first).timing_cache
-    assert second == first + b" and one more build"
-
-
-@pytest.mark.parametrize("foreign", [b"other version's timings", b"garbage"])
-def test_timings_that_the_library_does_not_take_are_begun_anew(foreign: bytes, make: Make) -> None:
-    bench = make()
-    with pytest.warns(MilnceWarning, match=r"^tensorrt 11\.1\.0\.106 does not take the timing cache of earlier "):
-        built = bench.build(timing_cache=foreign)
-    assert built.timing_cache == b"timings of 11.1.0.106 and one more build"
-
-
-# Progress, and stopping.
-
-
-def test_progress_rises_to_the_end(make: Make) -> None:
-    seen: list[tuple[str, float | None]] = []
-    make().build(progress=lambda what, done: seen.append((what, done)))
-    numbers = [done for _, done in seen if done is not None]
-    assert {what for what, _ in seen} == {VIDEO}
-    assert numbers == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
-
-
-def test_without_a_monitor_progress_says_what_is_built(make: Make) -> None:
-    seen: list[tuple[str, float | None]] = []
-    make("8.5").build(progress=lambda what, done: seen.append((what, done)))
-    assert seen == [(VIDEO, None)]
-
-
-def test_a_progress_callback_that_fails_stops_the_build_and_is_raised(make: Make) -> None:
-    def fail(_: str, done: float | None) -> None:
-        if done and done > 0.3:
-            raise BrokenPipeError("nobody reads")
-
-    bench = make()
-    with pytest.raises(BrokenPipeError, match="nobody reads"):
-        bench.build(progress=fail)
-    assert bench.fake.descriptions == {}  # nothing was built to the end
-
-
-# Signals go to a process of its own: what other tests have loaded into this one (PyTorch, OpenVINO) may not bear them.
-interrupted = pytest.mark.skipif("MILNCE_INTERRUPTED" not in os.environ, reason="runs in a process of its own")
-
-
-def test_interrupted_builds_in_a_process_of_their_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_ctrl_c_", __file__]
-    environment = {**os.environ, "MILNCE_INTERRUPTED": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
-
-
-@interrupted
-def test_ctrl_c_stops_the_build_at_its_next_step_and_waits_for_it(make: Make) -> None:
-    bench = make()
-    seen: list[float] = []
-
-    def interrupt(_: str, done: float | None) -> None:
-        seen.append(done or 0.0)
-        if done == 0.25:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
-
-    with pytest.raises(KeyboardInterrupt):
-        bench.build(progress=interrupt)
-    assert seen == [0.0, 0.125, 0.25]
-    assert not [thread for thread in threading.enumerate() if thread.name == "milnce-build"]
-
-
-@interrupted
-def test_ctrl_c_does_not_wait_for_a_build_that_cannot_be_stopped(make: Make) -> None:
-    bench, release = make("8.5"), threading.Event()
-
-    def hang(_: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        release.wait(30)
-
-    bench.fake.before_build = hang
-    began_s = time.monotonic()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            bench.build()
-        assert time.monotonic() - began_s < 10
-        (left,) = [thread for thread in threading.enumerate() if thread.name == "milnce-build"]
-        assert left.daemon
-    finally:
-        release.set()
-    left.join(10)
