@@ -354,8 +354,8 @@ def test_a_module_that_does_not_load_says_why_in_a_line(lazy: FakeNvdec, monkeyp
 
     monkeypatch.setattr("importlib.import_module", fail)
     assert problem() == (
-        "PyNvVideoCodec is installed and does not load: PyNvVideoCodec: libnvidia-encode.so.1 is not there; it needs the video libraries of NVIDIA's driver (in a container "
-        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+        "PyNvVideoCodec is installed and does not load: PyNvVideoCodec: libnvidia-encode.so.1 is not there; it needs "
+        "the video libraries of NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
     )
     with pytest.raises(CudaUnavailableError):
         next(iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda()))
