@@ -1,113 +1,154 @@
-"""One clip through PyTorch and each backend, in interleaved rounds; every row carries its parity beside its speed.
+"""How fast clips run through PyTorch and every backend and precision of this machine, each with its parity beside it.
 
-    python benchmarks/latency.py [--rounds 7] [--frames 32] [--size 224]
+    python benchmarks/latency.py [--full] [--bundle DIR] [--rounds 7] [--no-compile]
 
-The weights are the seeded fixture at full width. A row whose outputs fail the parity gate has no speed.
+Without --bundle it is a full-width one of seeded weights, made once in --work: FP32, FP16, and INT8 where NNCF is
+installed, calibrated on moving clips. PyTorch's tower is rebuilt from the bundle's weights. All rows of a case take
+turns; one whose outputs fail their gate has no speed. --full takes every batch, length and size, for an hour.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+import harness
+from bundles import full_width_bundle
+from harness import RESULTS, Target
+from milnce import CudaOptions
+from milnce.bench import open_all, video_source
+from milnce.bundle import Bundle
+from milnce.timing import Timing, ratios
+from milnce_convert.bench_bundle import pytorch_rows, video_rows
 
-import machine
-import milnce
-from milnce.errors import BackendError
-from milnce_convert.convert import ExportOptions, export_seeded_bundle
-from milnce_convert.fixtures import as_video, moving_clips, seeded_towers
-from milnce_convert.parity import BF16_GATE, FP32_GATE, Gate, compare
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-Run = Callable[[np.ndarray[Any, np.dtype[np.uint8]]], np.ndarray[Any, np.dtype[np.float32]]]
+    from milnce.bench import Opened
 
-_BACKENDS = (("onnxruntime", "fp32", FP32_GATE), ("openvino", "fp32", FP32_GATE), ("openvino", "bf16", BF16_GATE))
+Case = tuple[int, int, int]
+
+MAIN: Case = (1, 32, 224)  # batch, frames, size: what the targets are of
+USUAL: tuple[Case, ...] = (MAIN, (1, 16, 224), (1, 32, 200), (1, 32, 256), (4, 32, 224))
+FULL: tuple[Case, ...] = tuple(
+    (batch, frames, size) for frames in (32, 16) for size in (224, 200, 256) for batch in (1, 2, 4, 8, 16, 32)
+)
+REFERENCE = "PyTorch eager FP32"
+WANTED = {"onnxruntime fp32": 2.4, "openvino fp32": 3.0, "openvino bf16": 5.5, "openvino int8": 9.0}
+FLOP_PER_CLIP = 74.2e9  # 32x224x224 at the published width, counted layer by layer from the graph
+_COMPILE_S = 120.0
+_WORK = Path(__file__).resolve().parents[1] / "build" / "benchmarks"
 
 
-def main() -> None:
-    """Measure, check, write the report."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every case and write the report."""
+    options = _parser().parse_args(arguments)
+    if options.compile_only is not None:
+        _compile(options.compile_only)
+        return
+    path = options.bundle or full_width_bundle(options.work)
+    bundle = Bundle.open(path)
+    with open_all(path, cuda=CudaOptions(exhaustive_search=True)) as opened:
+        compiled = options.compile and _can_compile(path, opened)
+        towers = pytorch_rows(bundle, opened, compiled=compiled, threads=None)
+        sources = [*towers.video, *map(video_source, opened.models)]
+        rows: list[dict[str, Any]] = []
+        for case in FULL if options.full else USUAL:
+            print("{0} x {1}x{2}x{2}".format(*case), file=sys.stderr)
+            # Compiling takes a minute a shape, so compiled rows are of the main case alone.
+            taking_part = [source for source in sources if case == MAIN or "compiled" not in source.name]
+            reference = towers.reference or sources[0].run
+            rows += video_rows(taking_part, reference, case, rounds=options.rounds, seconds=options.seconds)
+        left_out = dict(opened.left_out)
+    settings = {"bundle": bundle.manifest.name, "rounds": options.rounds, "seconds": options.seconds}
+    settings |= {"full": options.full, "reference": sources[0].name, "main": list(MAIN)}
+    report = {"settings": settings, "rows": rows, "left_out": left_out, "targets": targets(rows, left_out)}
+    harness.write("latency", report, results=options.results)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=None, help="a bundle to measure instead of the seeded one")
+    parser.add_argument(
+        "--full", action="store_true", help="batches 1 to 32, 16 and 32 frames, 200, 224 and 256 pixels"
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--size", type=int, default=224)
-    options = parser.parse_args()
-    towers = seeded_towers(0)
-    clips = moving_clips(3, options.frames, options.size, options.size, seed=3)
-
-    def eager(batch: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        with torch.no_grad():
-            result: np.ndarray[Any, np.dtype[np.float32]] = towers.video(as_video(batch).contiguous())[
-                "video_embedding"
-            ].numpy()
-            return result
-
-    rows: dict[str, tuple[Run, Gate]] = {"PyTorch eager FP32": (eager, FP32_GATE)}
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Path(folder) / "bundle"
-        choices = ExportOptions(precisions=("fp32",), input_forms=("uint8",), parity_sizes=((16, 64, 64),))
-        export_seeded_bundle(0, bundle, choices, progress=lambda stage: print(f"  {stage}"))
-        for name, precision, gate in _BACKENDS:
-            try:
-                model = milnce.load(bundle, backend=name, precision=precision, modules=("video",))
-            except BackendError as error:
-                print(f"{name} {precision} left out: {error}")
-                continue
-            rows[f"{name} {precision}"] = (functools.partial(_encode, model), gate)
-        _report(rows, clips, rounds=options.rounds)
+    parser.add_argument("--seconds", type=float, default=20.0, help="after which a case begins no further round")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument("--work", type=Path, default=_WORK, help="where the seeded bundle is kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    parser.add_argument("--compile-only", type=Path, default=None, help=argparse.SUPPRESS)
+    return parser
 
 
-def _encode(model: milnce.Model, batch: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return model.encode_video(batch).embedding
+def targets(rows: Sequence[dict[str, Any]], left_out: dict[str, str]) -> list[dict[str, Any]]:
+    """Return what was to be reached on the main case, beside what was measured."""
+    main = {row["name"]: row for row in rows if (row["batch"], row["frames"], row["size"]) == MAIN}
+    reference = _timing(main.get(REFERENCE))
+    found = []
+    for name, wanted in WANTED.items():
+        row = main.get(name)
+        own = _timing(row)
+        # Not the row's own "speed": on a machine with a GPU that is against PyTorch there.
+        speed = None if own is None or reference is None else ratios(reference, own).median
+        bound = _bound(name, row, left_out, compared=reference is not None)
+        found.append(Target(f"{name} against {REFERENCE}", wanted, speed, bound=bound).to_json())
+    return found
 
 
-def _report(rows: dict[str, tuple[Run, Gate]], clips: np.ndarray[Any, np.dtype[np.uint8]], *, rounds: int) -> None:
-    """Time every row on one clip, in turn, `rounds` times after a warm-up, and hold its outputs to its gate."""
-    reference = next(iter(rows.values()))[0](clips)
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for round_number in range(rounds + 1):
-        for name, (run, _) in rows.items():
-            began = time.perf_counter_ns()
-            run(clips[:1])
-            if round_number:  # the first round warms up
-                seconds[name].append((time.perf_counter_ns() - began) / 1e9)
-    results = []
-    for name, (run, gate) in rows.items():
-        agreement = compare(reference, run(clips))
-        failures = gate.failures(agreement)
-        row: dict[str, Any] = {"name": name, "gate": gate.name, "parity": agreement.to_json(), "failures": failures}
-        if not failures:
-            pairs = zip(next(iter(seconds.values())), seconds[name], strict=True)
-            ratios = [first / own for first, own in pairs]
-            row |= {
-                "seconds": seconds[name],
-                "median_s": statistics.median(seconds[name]),
-                "speed": statistics.median(ratios),
-                "speed_min": min(ratios),
-                "speed_max": max(ratios),
-            }
-        results.append(row)
-    shape = "x".join(map(str, clips.shape[1:4]))
-    lines = [f"One clip {shape}, full width, seeded weights; medians of {rounds} interleaved rounds.", ""]
-    lines += ["| | s a clip | speed | 1 - centred cosine | spread error |", "| --- | ---: | ---: | ---: | ---: |"]
-    lines += [_line(row) for row in results]
-    report = {"clip": list(clips.shape[1:]), "rounds": rounds, "threads": torch.get_num_threads(), "rows": results}
-    machine.write("latency-cpu", report, "\n".join(lines))
+def _timing(row: dict[str, Any] | None) -> Timing | None:
+    return Timing(tuple(row["seconds"])) if row is not None and row.get("seconds") else None
 
 
-def _line(row: dict[str, Any]) -> str:
-    parity = row["parity"]
-    errors = f"{1 - parity['centred_cosine']:.1e} | {parity['spread_error']:.1e}"
-    if row["failures"]:
-        return f"| {row['name']} | fails the {row['gate']} gate | | {errors} |"
-    speed = f"{row['speed']:.2f}x ({row['speed_min']:.2f} to {row['speed_max']:.2f})"
-    return f"| {row['name']} | {row['median_s']:.3f} | {speed} | {errors} |"
+def _bound(name: str, row: dict[str, Any] | None, left_out: dict[str, str], *, compared: bool) -> str:
+    if row is None:
+        precision = name.partition(" ")[2]
+        reasons = [reason for what, reason in left_out.items() if what.startswith(name) or what == precision]
+        return "; ".join(reasons) or "it was not measured"
+    if row["failures"] or row["error"]:
+        return row["error"] or f"its outputs fail the {row['gate']} gate: {'; '.join(row['failures'])}"
+    if not compared:
+        return f"{REFERENCE} was not measured"
+    rate = FLOP_PER_CLIP / row["median_s"] / 1e9
+    return f"{rate:.0f} GFLOP/s here; roofline.md has the machine's peak, and which layers memory bounds"
+
+
+def _can_compile(path: Path, opened: Opened) -> bool:
+    """Let a process of its own compile the tower, so that one that takes for ever costs a row and not the report.
+
+    What it compiled is in PyTorch's cache on disk, from where this process takes it.
+    """
+    command = [sys.executable, __file__, "--compile-only", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)  # noqa: S603
+    try:
+        _, words = process.communicate(timeout=_COMPILE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it started
+        process.communicate()
+        opened.left_out["PyTorch compiled"] = f"torch.compile did not end within {_COMPILE_S:.0f} s"
+        return False
+    if process.returncode != 0:
+        lines = words.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+        opened.left_out["PyTorch compiled"] = lines[-1]
+        return False
+    return True
+
+
+def _compile(path: Path) -> None:
+    from milnce_convert import torch_modes  # noqa: PLC0415 - where PyTorch is installed
+    from milnce_convert.from_bundle import rebuild_video_tower  # noqa: PLC0415
+    from milnce_convert.sample_inputs import moving_clips  # noqa: PLC0415
+
+    tower, (batch, frames, size) = rebuild_video_tower(Bundle.open(path)), MAIN
+    for place in torch_modes.usable_devices(("cpu", "cuda")):
+        video = torch_modes.TorchVideo(tower, place, torch_modes.COMPILED[place])
+        for mode in video.modes:
+            video.run(mode, moving_clips(batch, frames, size, size))
 
 
 if __name__ == "__main__":

@@ -55,10 +55,9 @@ MODES: dict[str, Mode] = {
     "eager bf16": Mode(BF16_GATE, torch.bfloat16, channels_last=True),
     "compiled FP32": Mode(FP32_GATE, compiled=True),
     "compiled FP16": Mode(FP16_GATE, torch.float16, channels_last=True, compiled=True),
-    "compiled bf16": Mode(BF16_GATE, torch.bfloat16, channels_last=True, compiled=True),
 }
 EAGER = {"cpu": ("eager FP32", "eager bf16"), "cuda": ("eager FP32", "eager TF32", "eager FP16", "eager bf16")}
-COMPILED = {"cpu": ("compiled FP32", "compiled bf16"), "cuda": ("compiled FP32", "compiled FP16")}
+COMPILED = {"cpu": ("compiled FP32",), "cuda": ("compiled FP16",)}
 
 
 class TorchVideo:

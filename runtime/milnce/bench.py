@@ -203,8 +203,8 @@ def open_all(
         ("device", [] if device == "auto" else [device.partition(":")[0]], backends.DEVICES),
         ("precision", precisions, backends.PRECISIONS),
     ):
-        if not set(given) <= set(known):
-            raise InputError(f"{kind} {', '.join(given)} given; known are {', '.join(known)}")
+        if unknown := [each for each in given if each not in known]:
+            raise InputError(f"{kind} {', '.join(unknown)} given; known are {', '.join(known)}")
     bundle, opened = Bundle.open(path), Opened()
     try:
         wanted = _held(opened, bundle, precisions or backends.PRECISIONS)

@@ -1,0 +1,89 @@
+"""The page and the figure of benchmarks/latency.py: every row's speed beside its parity, and what was left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from render import common
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = (
+    *("clip", "batch", "what", "ms a clip", "p95", "clips/s", "speed", "least to most", "spread"),
+    *("1 - centred cosine", "gate"),
+)
+_KEPT_COLOURS = len(common.COLOURS)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return a row for each source and case, then what was left out and what failed."""
+    settings, rows = report.get("settings", {}), report.get("rows", [])
+    what = (
+        f"Bundle {settings.get('bundle')}; medians of up to {settings.get('rounds')} interleaved rounds; "
+        f"{settings.get('reference')} is 1, round by round. Parity is with the PyTorch tower in FP32 on the CPU where "
+        "PyTorch is installed, else with the first row. No speed without passing the gate."
+    )
+    parts = [what, common.table(_COLUMNS, [_cells(row) for row in rows], left=3)]
+    broken = [row for row in rows if row.get("failures") or row.get("error")]
+    lines = [f"- no speed: {_case(row)}, {row.get('name')}: {_problem(row)}" for row in broken]
+    lines += [f"- not measured: {name}: {reason}" for name, reason in report.get("left_out", {}).items()]
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def figure(report: dict[str, Any]) -> Figure | None:
+    """Draw the speeds of the first case, and clips a second over all cases."""
+    rows = [row for row in report.get("rows", []) if common.is_number(row.get("items_per_s"))]
+    if not rows:
+        return None
+    cases = list(dict.fromkeys(map(_case, rows)))
+    first = [row for row in rows if _case(row) == cases[0]]
+    drawn, plots = common.new_figure(
+        2 if len(cases) > 1 else 1, height=0.9 + 0.34 * len(first) + 3.2 * (len(cases) > 1)
+    )
+    if len(cases) > 1:
+        plots[0].set_subplotspec(drawn.add_gridspec(2, 1, height_ratios=[0.34 * len(first) + 0.6, 3.2])[0])
+        plots[1].set_subplotspec(drawn.add_gridspec(2, 1, height_ratios=[0.34 * len(first) + 0.6, 3.2])[1])
+    compared = all(row.get("speed") for row in first)
+    values = [row["speed"]["median"] if compared else row["items_per_s"] for row in first]
+    common.bars(plots[0], [row["name"] for row in first], values, unit="x" if compared else "/s")
+    reference = report.get("settings", {}).get("reference", first[0]["name"])
+    title = f"{cases[0]}: times as fast as {reference}" if compared else f"{cases[0]}: clips a second"
+    plots[0].set_title(title, fontsize=10, loc="left")
+    if len(cases) > 1:
+        for index, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
+            own = {_case(row): row["items_per_s"] for row in rows if row["name"] == name}
+            points = [(place, own[case]) for place, case in enumerate(cases) if case in own]
+            style = "-o" if index < _KEPT_COLOURS else "--s"
+            colour = common.COLOURS[index % _KEPT_COLOURS]
+            plots[1].plot(*zip(*points, strict=True), style, color=colour, label=name, markersize=4, linewidth=1.4)
+        plots[1].set_xticks(range(len(cases)), cases, fontsize=8, rotation=0 if len(cases) < 8 else 60)  # noqa: PLR2004
+        plots[1].set_yscale("log")
+        plots[1].set_ylabel("clips/s", fontsize=9)
+        plots[1].grid(axis="y", alpha=0.3, which="both")
+        plots[1].legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    return drawn
+
+
+def _case(row: dict[str, Any]) -> str:
+    clip = f"{row.get('frames')}x{row.get('size')}x{row.get('size')}"
+    return clip if row.get("batch") in (1, None) else f"{row['batch']} of {clip}"
+
+
+def _problem(row: dict[str, Any]) -> str:
+    return row.get("error") or f"fails the {row.get('gate')} gate: {'; '.join(row.get('failures', []))}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    clip = f"{row.get('frames')}x{row.get('size')}x{row.get('size')}"
+    head = [clip, str(row.get("batch", "")), str(row.get("name", ""))]
+    tail = [common.parity(row), str(row.get("gate", ""))]
+    if row.get("failures") or row.get("error"):
+        return [*head, "does not run" if row.get("error") else "fails the gate", *[""] * 5, *tail]
+    items = row.get("batch") or 1
+    figures = [common.number(row.get("ms_an_item"), ".4g"), common.number(row.get("p95_s"), ".4g", scale=1e3 / items)]
+    figures.append(common.number(row.get("items_per_s"), ".2f"))
+    speed = row.get("speed") or {}
+    figures.append(f"{speed['median']:.2f}x" if speed else "")
+    figures.append(f"{speed['minimum']:.2f} to {speed['maximum']:.2f}" if speed else "")
+    return [*head, *figures, common.number(row.get("spread"), ".0%"), *tail]
