@@ -111,6 +111,7 @@ class DecodingPool:
             thread.join(_JOIN_S)
         atexit.unregister(self.close)
         self._memory.close()
+        self._failure = None  # its traceback holds this pool
 
     def _start(self) -> None:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

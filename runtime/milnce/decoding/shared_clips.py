@@ -50,5 +50,7 @@ class SharedClips:
         self.clips: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, size, _PAGE).reshape(shape)
 
     def close(self) -> None:
-        """Close the file descriptor. The views stay as they are."""
+        """Close the memory. What was made of `clips` stays as it is, and keeps it as long as it lives."""
         self._closing()
+        self.clips = np.empty((0, *self.clips.shape[1:]), np.uint8)
+        self.counters = memoryview(b"")
