@@ -100,6 +100,8 @@ def quantize_graph(model: bytes, clips: Sequence[NDArray[np.uint8]]) -> bytes:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet  # noqa: PLC0415
 
     plain = onnx.load_from_string(model)
+    for number, node in enumerate(plain.graph.node):
+        node.name = node.name or f"unnamed_{number}"  # NNCF tells operators apart by their names
     feeds = _Feeds(plain.graph.input[0].name, clips)
     with _silent():
         try:
