@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 _EVERY_S = 0.1  # between two looks at the memory
+_OWN = re.compile(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
 
 
 def samples() -> list[Path]:
@@ -93,7 +95,7 @@ def embed(arguments: Sequence[str], videos: Sequence[Path], folder: Path) -> dic
 
     Returns:
         windows, took_s, peak_mib (largest resident memory of the command's own process) and tree_peak_mib (largest sum
-        over it and the processes it started, shared memory counted once, as seen every 0.1 s).
+        over it and the processes it started, as `tree_bytes` counts it every 0.1 s).
     """
     peak, features = folder / "peak", folder / "features.npz"
     command = [sys.executable, "-c", _EMBED, str(peak), "embed", "--json", "--out", str(features), "--overwrite"]
@@ -139,11 +141,16 @@ class MemoryWatch:
 
 
 def tree_bytes(pid: int) -> int:
-    """Return the memory of a process and its descendants, pages that several share counted once; 0 if it has ended."""
+    """Return the memory of a process and its descendants; 0 if it has ended.
+
+    Anonymous pages and shared memory, what several of them share counted once. Pages of files, which are the libraries'
+    code, are left out: who else on the machine has the same library loaded would change the figure.
+    """
     total = 0
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+    with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                total += process.memory_full_info().pss
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text("ascii")
+                total += sum(1024 * int(kibibytes) for kibibytes in _OWN.findall(text))
     return total

@@ -105,7 +105,7 @@ def figure(report: dict[str, Any]) -> Figure | None:
     # Decoding alone is often many times as fast as the rest, which is what the picture is about.
     widest = max(_reach(rows), default=1.0)
     plot.set_xlim(0, 1.25 * widest)
-    plot.set_xlabel("clips a second; black: what the CPU time of decoding and model allows on these cores")
+    plot.set_xlabel("clips a second; black: the bound that the cores set")
     return found
 
 
