@@ -213,8 +213,6 @@ class Lane:
             raise ClosedError("the batcher is closed; make another: milnce.Batcher(model)")
         if self._queue.full:
             self._expire(self._clock())
-            if self._expired and self._asleep_until_s > -math.inf:
-                self._wake()
         if self._queue.full:
             self._counts["refused"] += 1
             raise QueueFullError(
@@ -223,7 +221,7 @@ class Lane:
             )
 
     def _expire(self, now_s: float) -> None:
-        """Take those that have waited too long out of the queue; the lane's thread tells them."""
+        """Take those that have waited too long out of the queue; the lane's thread, which sleeps no longer, tells."""
         expired = self._queue.expire(now_s)
         for request in expired:
             request.future.set_running_or_notify_cancel()

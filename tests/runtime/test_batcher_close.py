@@ -98,17 +98,26 @@ def test_an_error_in_the_block_does_not_wait_for_what_is_queued(model: SlowModel
     assert [type(future.exception(0)) for future in futures] == [ClosedError] * 2
 
 
-def test_a_second_close_cuts_the_first_short(model: SlowModel) -> None:
+@pytest.mark.parametrize("drains", [(True, True, False), (False, True, True)])
+def test_whoever_closes_without_draining_has_it(model: SlowModel, drains: tuple[bool, ...]) -> None:
     batcher = make(model)
     occupy(batcher, model)
     futures = [batcher.submit_video(clip(number)) for number in (1, 2)]
+    ended: list[bool] = []
+    end = batcher._text.end  # noqa: SLF001 - called by each close, after that of the video lane
+
+    def count(*, drain: bool) -> None:
+        end(drain=drain)
+        ended.append(drain)
+
+    batcher._text.end = count  # type: ignore[method-assign] # noqa: SLF001
     with ThreadPoolExecutor(3) as closers:
-        first = [closers.submit(batcher.close) for _ in range(2)]
-        wait_until(lambda: batcher._video._closing)  # noqa: SLF001
-        last = closers.submit(batcher.close, drain=False)
-        wait_until(lambda: batcher._video._dropping)  # noqa: SLF001
+        closes = []
+        for number, drain in enumerate(drains, start=1):
+            closes.append(closers.submit(batcher.close, drain=drain))
+            wait_until(lambda number=number: len(ended) == number)  # type: ignore[misc]
         model.release()
-        for closing in (*first, last):
+        for closing in closes:
             closing.result(TIMEOUT_S)
     assert [type(future.exception(0)) for future in futures] == [ClosedError] * 2
 
@@ -224,6 +233,7 @@ def test_no_thread_to_be_had_is_said_and_leaves_none(model: SlowModel, monkeypat
     wait_until(lambda: threads() == before)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_fork_is_told_to_make_its_own(model: SlowModel) -> None:
     with make(model) as batcher:
         assert answered(batcher.encode_video(clip(1))) == 1
