@@ -61,7 +61,6 @@ class Ledger:
         """How many files were not begun."""
         return len(self._jobs) - self._next
 
-    @property
     def may_begin(self) -> bool:
         """Whether there is a file to begin, and what is decoded is not too far ahead."""
         head = self._begun.get(self._head)

@@ -73,7 +73,7 @@ class DecodingPool:
                 if self._ledger.events:
                     events, self._ledger.events = self._ledger.events, []
                     return events
-                rest = self._crew.idle and not self._ledger.may_begin
+                rest = self._crew.idle and not self._ledger.may_begin()
                 taken = self._slots.take(rest=rest)
                 if taken is not None:
                     slots, owners = taken
@@ -161,7 +161,7 @@ class DecodingPool:
                 selector.register(worker.process.channel.connection, selectors.EVENT_READ, worker)
             self._grant()
             for worker in crew.workers:
-                if worker.ready and worker.job is None and ledger.may_begin:
+                if worker.ready and worker.job is None and ledger.may_begin():
                     worker.give(ledger.begin(), self._stall_s)
             self._changed.notify_all()
             return True
