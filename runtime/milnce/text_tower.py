@@ -111,7 +111,7 @@ class TextTower:
         Raises:
             InputError: if it is another kind of array, has no word, or an id is negative or beyond the table.
         """
-        if tokens.dtype != np.int64 or tokens.ndim != 2 or tokens.shape[1] == 0:  # noqa: PLR2004 - a matrix
+        if tokens.dtype.name != "int64" or tokens.ndim != 2 or tokens.shape[1] == 0:  # noqa: PLR2004 - a matrix
             raise InputError(
                 f"tokens: {tokens.dtype.name} of shape {tokens.shape} given; int64 (N, words) expected, with words >= 1"
             )

@@ -24,11 +24,12 @@ SCRIPT = """
 import json, sys
 from milnce.bundle import Bundle
 from milnce.cli import main
-read, graphs = Bundle.read, []
-def noted(self, graph):
-    graphs.append(graph.file)
-    return read(self, graph)
-Bundle.read = noted
+graphs = []
+for name in ("read", "view"):
+    def noted(self, graph, original=getattr(Bundle, name)):
+        graphs.append(graph.file)
+        return original(self, graph)
+    setattr(Bundle, name, noted)
 sys.argv = ["milnce", *sys.argv[1:]]
 try:
     main()

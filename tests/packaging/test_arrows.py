@@ -39,6 +39,11 @@ FORBIDDEN = {
         ),
         ("backends", "video", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     ),
+    # What runs a sentence knows numbers and a graph, and neither words nor who asked.
+    **dict.fromkeys(
+        ("milnce.protobuf", "milnce.onnx_reader", "milnce.onnx_policy", "milnce.text_tower", "milnce.tower_forms"),
+        ("backends", "video", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
+    ),
     "milnce.video": ("backends", "bundle", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli"),
     "milnce.tokenizer": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     "milnce.bundle": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli"),
