@@ -17,15 +17,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _INCHES_WIDE = 8.0
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, last: bool = False) -> str:
     """Return a Markdown table.
 
     Args:
         columns: Headings.
         rows: Cells; what is not text should have been formatted.
         left: Columns from the left that hold words and not numbers.
+        last: Whether the last column holds words too.
     """
-    sides = ["---" if index < left else "---:" for index in range(len(columns))]
+    words = [index < left or (last and index == len(columns) - 1) for index in range(len(columns))]
+    sides = ["---" if wordy else "---:" for wordy in words]
     lines = [columns, sides, *([cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -71,7 +73,7 @@ def targets(found: Sequence[dict[str, Any]]) -> str:
         reached = "yes" if target.get("reached") else "no"
         bound = "" if target.get("reached") else target.get("bound", "")
         rows.append([target["name"], *link, f"{sign} {number(target.get('wanted'))}", measured, reached, bound])
-    return table(columns, rows, left=2 if named else 1)
+    return table(columns, rows, left=2 if named else 1, last=True)
 
 
 def footer(machine: dict[str, Any]) -> str:
@@ -89,20 +91,24 @@ def footer(machine: dict[str, Any]) -> str:
     return f"{about}, `{machine['command']}`" if machine.get("command") else about
 
 
-def new_figure(rows: int = 1, columns: int = 1, *, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+def new_figure(
+    rows: int = 1, columns: int = 1, *, height: float = 4.0, heights: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
     """Return an empty figure, drawn to a file and never to a screen, and its axes from left to right, top to bottom.
 
     Args:
         rows: Rows of plots.
         columns: Plots in a row.
         height: Of the whole, in inches; the width is always the same.
+        heights: Of the rows, relative to each other; the same for all if None.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - only where figures are drawn
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(_INCHES_WIDE, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
+    grid = figure.add_gridspec(rows, columns, height_ratios=heights)
+    axes = [figure.add_subplot(grid[index // columns, index % columns]) for index in range(rows * columns)]
     for plot in axes:
         plot.spines[["top", "right"]].set_visible(False)
         plot.tick_params(labelsize=9)

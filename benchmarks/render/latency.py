@@ -38,12 +38,8 @@ def figure(report: dict[str, Any]) -> Figure | None:
         return None
     cases = list(dict.fromkeys(map(_case, rows)))
     first = [row for row in rows if _case(row) == cases[0]]
-    drawn, plots = common.new_figure(
-        2 if len(cases) > 1 else 1, height=0.9 + 0.34 * len(first) + 3.2 * (len(cases) > 1)
-    )
-    if len(cases) > 1:
-        plots[0].set_subplotspec(drawn.add_gridspec(2, 1, height_ratios=[0.34 * len(first) + 0.6, 3.2])[0])
-        plots[1].set_subplotspec(drawn.add_gridspec(2, 1, height_ratios=[0.34 * len(first) + 0.6, 3.2])[1])
+    heights = [0.34 * len(first) + 0.7, *([3.6] if len(cases) > 1 else [])]
+    drawn, plots = common.new_figure(len(heights), height=sum(heights), heights=heights)
     compared = all(row.get("speed") for row in first)
     values = [row["speed"]["median"] if compared else row["items_per_s"] for row in first]
     common.bars(plots[0], [row["name"] for row in first], values, unit="x" if compared else "/s")
@@ -60,6 +56,9 @@ def figure(report: dict[str, Any]) -> Figure | None:
         plots[1].set_xticks(range(len(cases)), cases, fontsize=8, rotation=0 if len(cases) < 8 else 60)  # noqa: PLR2004
         plots[1].set_yscale("log")
         plots[1].set_ylabel("clips/s", fontsize=9)
+        plots[1].yaxis.set_major_formatter("{x:g}")
+        plots[1].yaxis.set_minor_formatter("{x:g}")
+        plots[1].tick_params(which="minor", labelsize=7)
         plots[1].grid(axis="y", alpha=0.3, which="both")
         plots[1].legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     return drawn
