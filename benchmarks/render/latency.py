@@ -82,7 +82,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     items = row.get("batch") or 1
     figures = [common.number(row.get("ms_an_item"), ".4g"), common.number(row.get("p95_s"), ".4g", scale=1e3 / items)]
     figures.append(common.number(row.get("items_per_s"), ".2f"))
-    speed = row.get("speed") or {}
+    speed = row["speed"] if isinstance(row.get("speed"), dict) else {}
     figures.append(f"{speed['median']:.2f}x" if speed else "")
     figures.append(f"{speed['minimum']:.2f} to {speed['maximum']:.2f}" if speed else "")
     return [*head, *figures, common.number(row.get("spread"), ".0%"), *tail]
