@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,6 +90,19 @@ def test_a_batch_that_fails_on_the_gpu_fails_alone(model: SlowModel) -> None:
         model.uint8.failure = None
         futures = [batcher.submit_video(clip(number)) for number in (3, 4)]
         assert [answered(future.result(TIMEOUT_S)) for future in futures] == [3, 4]
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_closing_waits_for_what_is_on_the_gpu(model: SlowModel, drain: bool) -> None:
+    batcher = make(model, max_batch=1, max_delay_ms=0.0)
+    model.uint8.hold()
+    futures = [batcher.submit_video(clip(number)) for number in (0, 1)]
+    wait_until_running(batcher, 2)
+    releaser = threading.Timer(0.05, model.release)
+    releaser.start()
+    batcher.close(drain=drain)
+    assert [answered(future.result(0)) for future in futures] == [0, 1]
+    releaser.join()
 
 
 def test_a_pool_that_takes_no_batch_fails_that_batch(model: SlowModel) -> None:
