@@ -71,7 +71,12 @@ def test_everything_runs_on_a_simulated_gpu(gpu_check: Command, tiny: Tiny, tmp_
     tests = checks(report, "test")
     assert sum(test["outcome"] == PASSED for test in tests) >= 80
     # What is skipped is named by the library it needs, and no library that is there had a test skipped.
-    assert {reason.partition(":")[0] for test in tests if (reason := test["detail"])} == {"torch", "cupy", "pycuda"}
+    assert {reason.partition(":")[0] for test in tests if (reason := test["detail"])} == {
+        "torch",
+        "cupy",
+        "pycuda",
+        "nvdec",
+    }
     counted = {check["check"]: check["data"]["count"] for check in checks(report, "tests")}
     assert all(counted[f"tests of {part}"] > 0 for part in ("cuda", *fakes))
     # The real library builds for other GPUs, and milnce refuses in words to run that on this one.

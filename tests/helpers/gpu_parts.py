@@ -120,6 +120,11 @@ def _pycuda(module: Any) -> str | None:  # noqa: ANN401 - pycuda.driver
     return None if module.Device.count() else "finds no GPU"
 
 
+def _nvdec(module: Any) -> str | None:  # noqa: ANN401 - milnce.video.nvdec
+    found: str | None = module.problem()
+    return found
+
+
 def _always(_: Any) -> str | None:  # noqa: ANN401 - any module
     return None
 
@@ -134,6 +139,7 @@ _PROBES: dict[str, tuple[str, str, str, Callable[[Any], str | None]]] = {
     "torch": ("torch", "torch", "pip install torch", _torch),
     "cupy": ("cupy", "cupy", "pip install cupy-cuda13x", _cupy),
     "pycuda": ("pycuda.driver", "pycuda", "pip install pycuda", _pycuda),
+    "nvdec": ("milnce.video.nvdec", "PyNvVideoCodec", "", _nvdec),
     "onnx": ("onnx", "onnx", 'pip install "milnce[convert]"', _always),
 }
 PARTS = tuple(_PROBES)
