@@ -128,16 +128,21 @@ BF16_GATE = Gate(
     may_be_identical=False,
 )
 
-# An INT8 graph against its FP32 graph on real clips: 8 bits for weights, and 8 for what passes between convolutions,
-# whose range one strong activation sets. This tells a quantised graph from a broken one. It does not say that the graph
-# retrieves as well, which is measured beside it, and a defect as small as the rounding passes.
+# An INT8 graph against its FP32 graph on real clips: 8 bits for weights, and 8 for what passes between convolutions. On
+# 1728 clips of the demo that it was not calibrated on, an honest one costs at most: 1 - cosine 1.9e-2, centred 2.2e-2,
+# relative error 0.23, spread error 0.27, scale error 1.4e-3; with seeded weights of full width 1.2e-2, 6.3e-2, 0.13,
+# 0.35, 4e-3. Refused are ranges of activations that are a fifth too small (centred 0.13, spread 0.51, scale 0.12),
+# weights of all layers 1% too large (scale 3.3e-2), one layer's outputs in the wrong order (3.8e-2), a layer of zeros
+# (3.8e-2) and every second one (centred 1.6). It tells a quantised graph from a broken one and no more: two channels
+# swapped, one layer's weights 10% too large, or zero points off by one drown in the rounding and pass, and whether a
+# graph retrieves as well is measured beside it. tests/convert/test_quantize_gate.py measures again.
 INT8_GATE = Gate(
     "int8",
     cosine=0.9,
     centred_cosine=0.88,
-    relative_error=0.45,
-    spread_error=0.55,
-    scale_error=0.03,
+    relative_error=0.4,
+    spread_error=0.5,
+    scale_error=0.02,
     may_be_identical=False,
 )
 

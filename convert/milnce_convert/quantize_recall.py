@@ -42,7 +42,8 @@ class Recall:
     @property
     def fall_points(self) -> float:
         """How many points R@1 or R@5 is lower with the INT8 graph, whichever fell more; 0 if neither did."""
-        return max(0.0, *(self.fp32[name] - self.int8[name] for name in _MEASURES))
+        falls = [self.fp32[name] - self.int8[name] for name in _MEASURES]
+        return float(np.max([0.0, *falls]))  # NaN comes through, and is refused
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest's form."""
