@@ -53,6 +53,18 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    """Return the folder where `milnce export` made a bundle of seeded weights, and files for hosts; and its output."""
+    folder = tmp_path_factory.mktemp("exported")
+    options = ["--precision", "fp32", "--input-form", "uint8", "--input-form", "float32"]
+    options += ["--fixed-size", "16", "64", "64", "--max-words", "20"]
+    hosts = ["--triton", folder / "triton", "--deepstream", folder / "ds"]
+    asked = command("export", "--seeded", 0, "--width", 0.125, "--out", folder / "bundle", *options, *hosts)
+    done = subprocess.run(asked, env=environment(), capture_output=True, text=True, check=False, timeout=600)
+    return folder, Ran(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.fixture
 def run() -> Callable[..., Ran]:
     """Return a function that runs `milnce` in this process."""

@@ -75,17 +75,18 @@ def test_an_existing_bundle_is_not_replaced(tmp_path: Path, run: Run) -> None:
     assert (tmp_path / "bundle" / "mine.txt").read_text(encoding="utf-8") == "keep"
 
 
-def test_a_seeded_bundle_is_made_and_runs(tmp_path: Path, run_process: Run) -> None:
-    out = tmp_path / "bundle"
-    options = ["--precision", "fp32", "--input-form", "uint8", "--fixed-size", "16", "64", "64", "--max-words", "20"]
-    result = run_process("export", "--seeded", "0", "--width", "0.125", "--out", out, *options)
+def test_a_seeded_bundle_is_made_and_runs(exported: tuple[Path, Ran]) -> None:
+    folder, result = exported
     assert result.code == 0, result.stderr
     stages = [line for line in result.stderr.splitlines() if " s  " in line]
     assert stages[-1].endswith("write the bundle")
     assert len(stages) >= 4
     assert "parity with PyTorch" in result.stdout
-    assert f"{out}: " in result.stdout
-    with milnce.load(out, backend="onnxruntime") as model:
+    assert f"{folder / 'bundle'}: 4 graphs" in result.stdout
+    with milnce.load(folder / "bundle", backend="onnxruntime") as model:
         assert model.encode_video(tiny_clips(1, frames=16, size=64)).embedding.shape == (1, 512)
         assert model.tokenizer("open").shape == (1, 20)
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+        (spec,) = model.bundle.graph("video").inputs
+        assert [axis.size for axis in spec.shape] == [None, 16, 64, 64, 3]
+        assert dict(model.bundle.manifest.sampling) == {"preset": "milnce-native", "frames": 16, "size": 64}
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle", "ds", "triton"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.commands import command, environment
+from helpers.commands import environment
 from helpers.deepstream_keys import INFER, PREPROCESS, read_key_file
 from helpers.host_plans import add_plan
 from helpers.tiny_bundle import write_tiny_bundle
@@ -193,27 +193,17 @@ def test_a_bundle_that_is_there_needs_no_pytorch(tiny: Tiny, tmp_path: Path) -> 
     assert (tmp_path / "triton" / "milnce_video" / "1" / "model.onnx").is_file()
 
 
-def test_after_an_export_the_hosts_get_the_new_bundle(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(
-            *("export", "--seeded", 0, "--width", 0.125, "--out", tmp_path / "bundle", "--precision", "fp32"),
-            *("--fixed-size", 16, 64, 64, "--triton", tmp_path / "triton", "--deepstream", tmp_path / "ds"),
-        ),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{tmp_path / 'bundle'}: 4 graphs" in done.stdout
+def test_after_an_export_the_hosts_get_the_new_bundle(exported: tuple[Path, Ran]) -> None:
+    folder, done = exported
+    assert done.code == 0, done.stderr
+    assert f"{folder / 'bundle'}: 4 graphs" in done.stdout
     assert "parity with PyTorch" in done.stdout
     assert "milnce_video: video uint8 fp32 (video-uint8-fp32.onnx) on ONNX Runtime" in done.stdout
     assert "clips of 16 frames of 64x64" in done.stdout
-    bundle = Bundle.open(tmp_path / "bundle")
+    bundle = Bundle.open(folder / "bundle")
     # A graph whose sizes are fixed is taken as it is.
-    assert (tmp_path / "ds" / "milnce_video.onnx").read_bytes() == bundle.read(
+    assert (folder / "ds" / "milnce_video.onnx").read_bytes() == bundle.read(
         bundle.graph("video", input_form="float32")
     )
-    config = parse_config((tmp_path / "triton" / "milnce_video" / "config.pbtxt").read_text(encoding="ascii"))
+    config = parse_config((folder / "triton" / "milnce_video" / "config.pbtxt").read_text(encoding="ascii"))
     assert list(config.input[0].dims) == [16, 64, 64, 3]

@@ -271,14 +271,6 @@ def test_one_word_a_sentence(tmp_path: Path) -> None:
     assert made.tokenizer()("red car").shape == (1, 1)
 
 
-def test_a_fixed_size_is_the_bundles_sampling(tmp_path: Path) -> None:
-    options = ExportOptions(precisions=("fp32",), input_forms=("uint8",), fixed_size=(8, 48, 48))
-    made = export_seeded_bundle(0, tmp_path / "bundle", options, width=0.125, progress=_silent)
-    assert dict(made.manifest.sampling) == {"preset": "milnce-native", "frames": 8, "size": 48}
-    (spec,) = made.graph("video").inputs
-    assert [axis.size for axis in spec.shape] == [None, 8, 48, 48, 3]
-
-
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_range_is_refused(seed: int, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"seed {seed} given; 0 to 4294967295 expected"):
