@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -80,19 +81,23 @@ class EmbeddingStream:
         self._backend = model.open("video", input_form="uint8")
         # A batch on a GPU is only started, so that the next one is copied while it is computed.
         self._submits = self._backend.device != "cpu"
-        self._under_way: deque[tuple[list[ClipOf], Future[dict[str, NDArray[Any]]]]] = deque()
+        self._under_way: deque[tuple[Batch, Future[dict[str, NDArray[Any]]]]] = deque()
 
     def results(self) -> Iterator[FileEmbeddings]:
         """Yield one result a file, in their order. Closing the iterator closes the source."""
         with closing(self._source):
-            for number, path in enumerate(self._paths):
-                file = self._file(number)
-                while not file.done:
-                    self._step()
-                del self._files[number]
-                self._head = number + 1
-                self._source.passed(number)
-                yield self._result(path, file)
+            try:
+                for number, path in enumerate(self._paths):
+                    file = self._file(number)
+                    while not file.done:
+                        self._step()
+                    del self._files[number]
+                    self._head = number + 1
+                    self._source.passed(number)
+                    yield self._result(path, file)
+            finally:
+                # Memory of the source on a GPU is read until they are done.
+                wait([future for _, future in self._under_way])
 
     def _step(self) -> None:
         found = self._source.next(wait=not self._under_way)
@@ -125,8 +130,9 @@ class EmbeddingStream:
             while len(self._under_way) >= _UNDER_WAY:
                 self._finish(*self._under_way.popleft())
             name = self._backend.inputs[0].name
-            self._under_way.append((batch.owners, self._backend.submit({name: batch.clips})))
-            self._source.release(batch)
+            self._under_way.append((batch, self._backend.submit({name: batch.clips})))
+            if isinstance(batch.clips, np.ndarray):  # it was copied, while arrays on the GPU are read where they lie
+                self._source.release(batch)
             return
         try:
             found = self._model.encode_video(batch.clips, batch_size=len(batch.clips))
@@ -135,9 +141,11 @@ class EmbeddingStream:
             self._fail(batch.owners, error)
         self._source.release(batch)
 
-    def _finish(self, owners: list[ClipOf], future: Future[dict[str, NDArray[Any]]]) -> None:
+    def _finish(self, batch: Batch, future: Future[dict[str, NDArray[Any]]]) -> None:
         """Wait for a batch that was started."""
-        found = future.result()
+        found, owners = future.result(), batch.owners
+        if not isinstance(batch.clips, np.ndarray):
+            self._source.release(batch)
         for name in ("video_embedding", "mixed_5c"):
             if not np.isfinite(found[name]).all():
                 self._fail(owners, not_finite(self._backend, name))

@@ -160,6 +160,7 @@ def embed_clips(  # noqa: PLR0913  # what to embed, from where, and how
     progress: Progress | None = None,
     workers: int | None = None,
     stall_s: float = 60.0,
+    decoder: str = "auto",
 ) -> ClipEmbeddings:
     """Find every clip and embed it: the plain mean of its windows' embeddings, as in the reference's evaluation.
 
@@ -176,6 +177,7 @@ def embed_clips(  # noqa: PLR0913  # what to embed, from where, and how
         progress: Told of each window that was decoded, and of each clip.
         workers: Processes that decode, as in `embed_files`.
         stall_s: Seconds after which one that makes no progress is ended.
+        decoder: What decodes.
 
     Raises:
         InputError: if two names of the captions stand for the same video, or as `embed_files` does.
@@ -207,6 +209,7 @@ def embed_clips(  # noqa: PLR0913  # what to embed, from where, and how
             on_window=progress.on_window if progress else None,
             workers=workers,
             stall_s=stall_s,
+            decoder=decoder,
         )
         for (number, _), item in zip(to_decode, items, strict=True):
             if progress is not None:

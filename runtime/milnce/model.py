@@ -346,7 +346,7 @@ class Model:
             raise InputError("mixed_5c: holds NaN or infinity; give the features as encode_video made them")
         return _run_in_batches(backend, mixed_5c, step)["video_embedding"]
 
-    def embed_files(
+    def embed_files(  # noqa: PLR0913 - what to embed, how, and how much of the machine it may take
         self,
         paths: Iterable[str | Path],
         *,
@@ -356,6 +356,7 @@ class Model:
         end_s: float | None = None,
         workers: int | None = None,
         stall_s: float = 60.0,
+        decoder: str = "auto",
     ) -> Iterator[FileEmbeddings]:
         """Embed the windows of video files, streaming. See `milnce.pipeline.embed_files`.
 
@@ -367,6 +368,7 @@ class Model:
             end_s: Where to stop.
             workers: Processes that decode; 0 decodes in this one, None takes as many as suit the cores.
             stall_s: Seconds after which a process that makes no progress is ended; its file has failed then.
+            decoder: "cpu"; "nvdec" for NVIDIA's decoder, if the model runs on a GPU; "auto" is "cpu" for now.
 
         Returns:
             An iterator over results in the order of the paths. A file that fails gives a result with its error.
@@ -382,6 +384,7 @@ class Model:
             end_s=end_s,
             workers=workers,
             stall_s=stall_s,
+            decoder=decoder,
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from milnce.arguments import positive
 from milnce.decoding.events import Job
-from milnce.decoding.source import open_source
+from milnce.decoding.source import DecodingOptions, open_source
 from milnce.embedding_stream import EmbeddingStream
 from milnce.errors import BundleError, InputError
 from milnce.file_embeddings import FileEmbeddings, WindowSpan
@@ -58,6 +58,7 @@ def embed_files(  # noqa: PLR0913  # what to embed, how, and how much of the mac
     on_window: Callable[[Path, WindowSpan], None] | None = None,
     workers: int | None = None,
     stall_s: float = 60.0,
+    decoder: str = "auto",
 ) -> Iterator[FileEmbeddings]:
     """Embed the windows of many files, as a stream.
 
@@ -80,6 +81,9 @@ def embed_files(  # noqa: PLR0913  # what to embed, how, and how much of the mac
             results are the same.
         stall_s: Seconds after which a process that reads nothing and gets no frame is ended; its file has failed then,
             and others go on in a new process. Not with 0 workers.
+        decoder: "cpu"; "nvdec" for NVIDIA's decoder (extra `nvdec`, and a model on a GPU), whose clips never leave the
+            GPU and differ by rounding: it decodes in the calling process and has not run on hardware yet; "auto" is
+            "cpu" until it has.
 
     Yields:
         One result a file, in the order given. A file that cannot be decoded or does not have the times asked for
@@ -89,7 +93,8 @@ def embed_files(  # noqa: PLR0913  # what to embed, how, and how much of the mac
     Raises:
         InputError: before any work, if there is no path or a folder without videos only, the preset is unknown or
             makes clips that the bundle does not take, the batch size is below 1 or too large for the memory, the
-            times are not a range, or `workers` or `stall_s` is no such number.
+            times are not a range, or `workers`, `stall_s` or `decoder` is no such number or name.
+        BackendUnavailableError: if NVIDIA's decoder is asked for and cannot be used.
         MissingDependencyError: if PyAV is not installed.
         BackendError: if the model cannot run a batch; nothing more is yielded then.
         DecoderError: if no decoding process can be started.
@@ -99,11 +104,18 @@ def embed_files(  # noqa: PLR0913  # what to embed, how, and how much of the mac
     check_range(start_s, end_s)
     spans = [(path, start_s, end_s) for path in find_videos(paths)]
     return embed_spans(
-        model, spans, preset=preset, batch_size=batch_size, on_window=on_window, workers=workers, stall_s=stall_s
+        model,
+        spans,
+        preset=preset,
+        batch_size=batch_size,
+        on_window=on_window,
+        workers=workers,
+        stall_s=stall_s,
+        decoder=decoder,
     )
 
 
-def embed_spans(
+def embed_spans(  # noqa: PLR0913  # as `embed_files`
     model: Model,
     spans: Iterable[tuple[Path, float | None, float | None]],
     *,
@@ -112,6 +124,7 @@ def embed_spans(
     on_window: Callable[[Path, WindowSpan], None] | None = None,
     workers: int | None = None,
     stall_s: float = 60.0,
+    decoder: str = "auto",
 ) -> Iterator[FileEmbeddings]:
     """Embed the windows of stretches of files: all as in `embed_files`, but each file with its own start and end.
 
@@ -123,6 +136,7 @@ def embed_spans(
         on_window: For progress.
         workers: Processes that decode.
         stall_s: Seconds after which one that makes no progress is ended.
+        decoder: What decodes.
 
     Yields:
         One result a span, in the order given.
@@ -136,8 +150,9 @@ def embed_spans(
         check_range(job.start_s, job.end_s)
     sampling = resolve_preset(model, preset)
     _check_fits(model, sampling)
-    on_gpu = model.open("video", input_form="uint8").device != "cpu"
-    source = open_source(jobs, sampling, batch_size, on_gpu=on_gpu, workers=workers, stall_s=stall_s)
+    device = model.open("video", input_form="uint8").device
+    options = DecodingOptions(workers, stall_s, decoder)
+    source = open_source(jobs, sampling, batch_size, device=device, options=options)
     return EmbeddingStream(model, sampling, [job.path for job in jobs], source, on_window).results()
 
 

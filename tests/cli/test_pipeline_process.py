@@ -57,6 +57,7 @@ def test_embed_writes_the_same_with_processes_and_without(
     [
         (["--workers", "-1"], "Invalid value for '--workers'"),
         (["--workers", "513"], "Error: workers is 513; a whole number from 0 to 512 expected, or None"),
+        (["--decoder", "gpu"], "Error: no decoder 'gpu'; there are auto, cpu, nvdec"),
         (["--stall-s", "0"], "Error: stall_s is 0.0; a number of seconds above 0 expected"),
     ],
 )

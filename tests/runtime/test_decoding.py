@@ -225,8 +225,9 @@ def test_shared_clips_are_the_same_memory_and_have_no_name() -> None:
 
 
 def opened(files: int = 4, **options: Any) -> Any:  # noqa: ANN401 - what the source is made of is looked at
-    given = {"on_gpu": False, "workers": None, "stall_s": 60.0, **options}
-    return source.open_source(jobs(files), get_preset("sliding", frames=2, size=16), 4, **given)
+    device = options.pop("device", "cpu")
+    given = source.DecodingOptions(**{"workers": None, "stall_s": 60.0, "decoder": "auto", **options})
+    return source.open_source(jobs(files), get_preset("sliding", frames=2, size=16), 4, device=device, options=given)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,12 @@ def opened(files: int = 4, **options: Any) -> Any:  # noqa: ANN401 - what the so
         ({"workers": 513}, "workers is 513; a whole number"),
         ({"workers": True}, "workers is True; a whole number"),
         ({"workers": 1.5}, "workers is 1.5; a whole number"),
+        ({"decoder": "gpu"}, "no decoder 'gpu'; there are auto, cpu, nvdec"),
+        ({"decoder": "nvdec"}, "decoder nvdec leaves clips on the GPU, but the model runs on the CPU; load it on a"),
+        (
+            {"decoder": "nvdec", "device": "cuda", "workers": 2},
+            "workers is 2 with decoder nvdec, which decodes in this",
+        ),
         ({"stall_s": 0}, "stall_s is 0; a number of seconds above 0 expected"),
         ({"stall_s": float("nan")}, "stall_s is nan; a number of seconds"),
     ],
@@ -253,8 +260,8 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any], text: str) ->
         (8, 3, {}, 3, 2),
         (64, 99, {}, 16, 4),
         (1, 9, {}, 1, 1),
-        (8, 9, {"on_gpu": True}, 7, 1),
-        (8, 1, {"on_gpu": True}, 1, 8),
+        (8, 9, {"device": "cuda"}, 7, 1),
+        (8, 1, {"device": "cuda:1"}, 1, 8),
         (2, 9, {"workers": 5}, 5, 1),
     ],
 )

@@ -296,7 +296,7 @@ def test_embed_files_hands_everything_to_the_pipeline(model: milnce.Model, monke
 
     monkeypatch.setattr("milnce.pipeline.embed_files", noted)
     results = model.embed_files(
-        ["a.mp4"], preset="milnce-eval", batch_size=3, start_s=1.5, end_s=4.0, workers=2, stall_s=9.0
+        ["a.mp4"], preset="milnce-eval", batch_size=3, start_s=1.5, end_s=4.0, workers=2, stall_s=9.0, decoder="cpu"
     )
     assert [str(result) for result in results] == ["result"]
     options = {
@@ -306,5 +306,6 @@ def test_embed_files_hands_everything_to_the_pipeline(model: milnce.Model, monke
         "end_s": 4.0,
         "workers": 2,
         "stall_s": 9.0,
+        "decoder": "cpu",
     }
     assert calls == [(model, ["a.mp4"], options)]

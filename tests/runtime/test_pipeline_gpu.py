@@ -12,9 +12,11 @@ from helpers import fake_cuda, gpu_fakes
 from helpers.videos import make_video
 from milnce import embedding_stream
 from milnce.backends import CudaOptions
-from milnce.errors import BackendError
+from milnce.device_arrays import DeviceArray
+from milnce.errors import BackendError, BackendUnavailableError
 from milnce.pipeline import embed_files
 from milnce.video import get_preset, iter_windows
+from milnce.video.nvdec import DeviceWindow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
     from helpers.fake_cuda import FakeCuda
     from helpers.tiny_bundle import Tiny
+    from milnce.cuda import Cuda
     from milnce.model import Model
+    from milnce.video import Preset
 
 PRESET = get_preset("sliding", frames=4, size=32, stride_frames=3)
 
@@ -116,6 +120,48 @@ def test_a_batch_that_is_not_finite_fails_its_own_files_alone(
     assert found[0].error is None
     assert found[3].error is None
     assert failed[0].startswith(f"{paths[1]}: video in fp32 on onnxruntime gave NaN or infinity in mixed_5c")
+
+
+@pytest.fixture
+def nvdec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put clips that the CPU decodes on the GPU, in the place of NVIDIA's decoder (tests/video has one simulated)."""
+
+    def windows(path: Path, preset: Preset, *, cuda: Cuda, **span_s: float | None) -> Iterator[DeviceWindow]:
+        with cuda.stream() as stream:
+            for window in iter_windows(path, preset, **span_s):
+                buffer = cuda.device_buffer(window.clip.nbytes)
+                cuda.upload(buffer.pointer, window.clip.ctypes.data, window.clip.nbytes, stream)
+                stream.synchronize()
+                clip = DeviceArray(buffer.pointer, window.clip.shape, window.clip.dtype, device=0, owner=buffer)
+                yield DeviceWindow(window.index, window.start_s, window.end_s, 1.0, clip)
+
+    monkeypatch.setattr("milnce.video.nvdec.problem", lambda: None)
+    monkeypatch.setattr("milnce.video.nvdec.iter_device_windows", windows)
+
+
+@pytest.mark.usefixtures("nvdec")
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_clips_that_are_decoded_on_the_gpu_give_the_same(batch_size: int, on_gpu: Model, paths: list[Path]) -> None:
+    found = list(on_gpu.embed_files(paths, preset=PRESET, batch_size=batch_size, decoder="nvdec"))
+    for item, expected in zip(found, on_gpu.embed_files(paths, preset=PRESET, workers=0), strict=True):
+        assert item.error is None
+        assert item.windows == expected.windows
+        np.testing.assert_allclose(item.embedding, expected.embedding, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("nvdec")
+def test_closing_early_waits_for_what_reads_the_clips_on_the_gpu(
+    on_gpu: Model, paths: list[Path], fake: FakeCuda
+) -> None:
+    stream = on_gpu.embed_files(paths, preset=PRESET, batch_size=1, decoder="nvdec")
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    fake.check(leaks=False)
+
+
+def test_a_decoder_that_is_not_there_says_what_to_do(on_gpu: Model, paths: list[Path]) -> None:
+    with pytest.raises(BackendUnavailableError, match=r"decoder nvdec was asked for: .*; or decode on the CPU"):
+        on_gpu.embed_files(paths, preset=PRESET, decoder="nvdec")
 
 
 def test_a_gpu_that_fails_is_not_a_failing_file(

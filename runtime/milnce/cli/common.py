@@ -67,6 +67,14 @@ StallOption = Annotated[
         rich_help_panel="Model",
     ),
 ]
+DecoderOption = Annotated[
+    str,
+    typer.Option(
+        "--decoder",
+        help="cpu, or nvdec: NVIDIA's decoder, for a model on a GPU. auto is cpu for now.",
+        rich_help_panel="Model",
+    ),
+]
 PresetOption = Annotated[
     str | None,
     typer.Option(
@@ -92,6 +100,7 @@ class PipelineOptions(TypedDict):
     batch_size: int
     workers: int | None
     stall_s: float
+    decoder: str
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:

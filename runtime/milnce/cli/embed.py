@@ -13,6 +13,7 @@ from milnce.cli.common import (
     BackendOption,
     BatchOption,
     BundleOption,
+    DecoderOption,
     DeviceOption,
     EndOption,
     JsonOption,
@@ -66,6 +67,7 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
     batch_size: BatchOption = 8,
     workers: WorkersOption = None,
     stall_s: StallOption = 60.0,
+    decoder: DecoderOption = "auto",
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -80,7 +82,12 @@ def embed(  # noqa: PLR0913  # a command's options are its parameters
 
     check_destination(out, overwrite=overwrite)
     files = find_videos(paths)
-    how: PipelineOptions = {"batch_size": batch_size, "workers": workers, "stall_s": stall_s}
+    how: PipelineOptions = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "stall_s": stall_s,
+        "decoder": decoder,
+    }
     done: list[tuple[Path, int]] = []
     failed: list[tuple[Path | str, MilnceError]] = []
     with open_model(

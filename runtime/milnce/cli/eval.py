@@ -13,6 +13,7 @@ from milnce.cli.common import (
     BackendOption,
     BatchOption,
     BundleOption,
+    DecoderOption,
     DeviceOption,
     JsonOption,
     OverwriteOption,
@@ -144,6 +145,7 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     batch_size: BatchOption = 8,
     workers: WorkersOption = None,
     stall_s: StallOption = 60.0,
+    decoder: DecoderOption = "auto",
 ) -> None:
     """Measure retrieval: each caption looks for its clip among all clips, and each clip for its caption.
 
@@ -180,7 +182,12 @@ def evaluate(  # noqa: PLR0913  # a command's options are its parameters
     )
     asked = read_captions(captions, columns, skip_bad_rows=skip_bad_rows, keep_duplicates=keep_duplicates)
     chosen = check_metric(metric, asked)
-    how: PipelineOptions = {"batch_size": batch_size, "workers": workers, "stall_s": stall_s}
+    how: PipelineOptions = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "stall_s": stall_s,
+        "decoder": decoder,
+    }
     if not asked.times:
         say(
             "No column start or end: every clip is a whole video. If the captions have times, name their columns with "

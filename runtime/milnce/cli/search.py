@@ -12,6 +12,7 @@ from milnce.cli.common import (
     BackendOption,
     BatchOption,
     BundleOption,
+    DecoderOption,
     DeviceOption,
     EndOption,
     JsonOption,
@@ -106,6 +107,7 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     batch_size: BatchOption = 8,
     workers: WorkersOption = None,
     stall_s: StallOption = 60.0,
+    decoder: DecoderOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Rank the moments of videos by a sentence, a clip or a vector, best first.
@@ -128,7 +130,12 @@ def search(  # noqa: PLR0913  # a command's options are its parameters
     asked = read_arguments(arguments, query or [], clip, (clip_start_s, clip_end_s), vector)
     _check_outputs(sheet, save_vector, len(asked.sentences), overwrite=overwrite)
     sources = find_sources(asked.paths, (start_s, end_s), IndexChoice(index, kept=not no_index))
-    how: PipelineOptions = {"batch_size": batch_size, "workers": workers, "stall_s": stall_s}
+    how: PipelineOptions = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "stall_s": stall_s,
+        "decoder": decoder,
+    }
     sampled = bool(sources.videos) or clip is not None
     if not sampled and not (preset is None and stride_frames is None):
         raise InputError(

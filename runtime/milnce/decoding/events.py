@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from milnce.device_arrays import DeviceArray
     from milnce.errors import MilnceError
 
 
@@ -80,12 +81,13 @@ class Batch:
     """Clips to be run.
 
     Attributes:
-        clips: uint8 (clips, frames, size, size, 3), C-contiguous; may change once the batch is released.
+        clips: uint8 (clips, frames, size, size, 3), C-contiguous; may change once the batch is released. Of the host or
+            a `milnce.device_arrays.DeviceArray`.
         owners: Whose each clip is.
         slots: Where they lie.
     """
 
-    clips: NDArray[np.uint8]
+    clips: NDArray[np.uint8] | DeviceArray
     owners: list[ClipOf]
     slots: range
 

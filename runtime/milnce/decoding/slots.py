@@ -40,6 +40,11 @@ class Slots:
         """How many hold clips that were not taken."""
         return len(self._filled)
 
+    @property
+    def free(self) -> int:
+        """How many can be granted."""
+        return sum(map(len, self._free))
+
     def grant(self) -> int | None:
         """Return a slot to be filled, or None if none is free.
 

@@ -6,10 +6,11 @@ import math
 import operator
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milnce.decoding.crew import CrewSettings
-from milnce.decoding.here import DecodingHere
+from milnce.decoding.here import DecodingHere, HostClips
 from milnce.decoding.pool import DecodingPool
 from milnce.decoding.shared_clips import MOST_WORKERS, SharedClips
 from milnce.decoding.slots import Slots
@@ -24,16 +25,28 @@ if TYPE_CHECKING:
 # More decode faster than a GPU embeds, and each takes 60 MB.
 _MOST_BY_DEFAULT = 16
 _NICENESS = 5
+_GPU_REGIONS = 3
+DECODERS = ("auto", "cpu", "nvdec")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingOptions:
+    """Where and how files are decoded, as the caller asked.
+
+    Attributes:
+        workers: Processes that decode; 0 decodes in the calling one, None leaves the number to the cores.
+        stall_s: Seconds without a frame after which a process is taken to hang.
+        decoder: "cpu"; "nvdec" for NVIDIA's decoder, in the calling process; "auto", which is "cpu" until the other has
+            been measured on hardware.
+    """
+
+    workers: int | None
+    stall_s: float
+    decoder: str
 
 
 def open_source(
-    jobs: Sequence[Job],
-    preset: Preset,
-    batch_size: int,
-    *,
-    on_gpu: bool,
-    workers: int | None,
-    stall_s: float,
+    jobs: Sequence[Job], preset: Preset, batch_size: int, *, device: str, options: DecodingOptions
 ) -> ClipSource:
     """Return what decodes the files.
 
@@ -41,27 +54,47 @@ def open_source(
         jobs: The files.
         preset: How frames are sampled and resized.
         batch_size: Clips a batch.
-        on_gpu: Whether the model runs on a GPU, which full batches are for; else clips are run as they come.
-        workers: Processes that decode; 0 decodes in the calling one, None leaves the number to the cores.
-        stall_s: Seconds without a frame after which a process is taken to hang.
+        device: Where the model runs: "cpu", "cuda" or "cuda:N". Full batches are for a GPU; on a CPU, where clips run
+            one at a time, they are run as they come.
+        options: What the caller asked for.
 
     Raises:
-        InputError: if a number is out of range, or there is no memory for a batch.
+        InputError: if a number is out of range, there is no such decoder, or there is no memory for a batch.
+        BackendUnavailableError: if NVIDIA's decoder is asked for and cannot be used.
+        DeviceMemoryError: if it has not enough memory.
     """
-    if not stall_s > 0:
-        raise InputError(f"stall_s is {stall_s!r}; a number of seconds above 0 expected")
-    count = _worker_count(workers, len(jobs), on_gpu=on_gpu)
+    if not options.stall_s > 0:
+        raise InputError(f"stall_s is {options.stall_s!r}; a number of seconds above 0 expected")
+    if options.decoder not in DECODERS:
+        raise InputError(f"no decoder {options.decoder!r}; there are {', '.join(DECODERS)}")
+    if options.decoder == "nvdec":
+        return _on_gpu(jobs, preset, batch_size, device, options.workers)
+    count = _worker_count(options.workers, len(jobs), on_gpu=device != "cpu")
     try:
         if count == 0:
-            return DecodingHere(jobs, preset, batch_size)
+            return DecodingHere(jobs, HostClips(preset, batch_size), Slots(1, batch_size))
         # One region is run while the next is filled; every worker must find a place besides.
         regions = 1 + math.ceil(max(batch_size, count + 1) / batch_size)
         memory = SharedClips((regions * batch_size, preset.frames, preset.size, preset.size, 3))
     except (MemoryError, ValueError, OSError, OverflowError) as error:  # of the latter two, no addresses
         raise InputError(f"batch_size is {batch_size}, too large ({error}); take a smaller one") from error
-    settings = CrewSettings(count, max(1, cores() // count), _NICENESS, stall_s)
-    slots = Slots(regions, batch_size, at_once=None if on_gpu else 1)
+    settings = CrewSettings(count, max(1, cores() // count), _NICENESS, options.stall_s)
+    slots = Slots(regions, batch_size, at_once=1 if device == "cpu" else None)
     return DecodingPool(jobs, preset, memory, slots, settings)
+
+
+def _on_gpu(jobs: Sequence[Job], preset: Preset, batch_size: int, device: str, workers: int | None) -> ClipSource:
+    if device == "cpu":
+        raise InputError(
+            "decoder nvdec leaves clips on the GPU, but the model runs on the CPU; load it on a GPU, or take cpu"
+        )
+    if workers:
+        raise InputError(f"workers is {workers} with decoder nvdec, which decodes in this process; leave workers out")
+    from milnce.decoding.on_gpu import GpuClips  # noqa: PLC0415 - CUDA, where it is asked for
+
+    # Batches stay where they are until they are done.
+    slots = Slots(_GPU_REGIONS, batch_size)
+    return DecodingHere(jobs, GpuClips(preset, len(slots), int(device.partition(":")[2] or 0)), slots)
 
 
 def cores() -> int:

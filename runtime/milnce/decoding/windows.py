@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from milnce.errors import VideoError
 from milnce.video.container import nothing
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
 
     from milnce.video import Preset
     from milnce.video.windows import PictureWindow
+
+
+class _Timed(Protocol):
+    @property
+    def start_s(self) -> float: ...
+
+    @property
+    def end_s(self) -> float: ...
+
+
+AnyWindow = TypeVar("AnyWindow", bound=_Timed)
 
 
 def windows_of(
@@ -33,7 +44,7 @@ def windows_of(
         threads: Threads of the decoder; 0 for one a core.
         on_progress: Called whenever something was read or decoded.
 
-    Yields:
+    Returns:
         Windows, and whether each is a repetition of the one before it, as in a video shorter than a window.
 
     Raises:
@@ -41,12 +52,27 @@ def windows_of(
     """
     from milnce.video import windows as video  # noqa: PLC0415  # so that whoever replaces its function is heeded
 
+    windows = video.iter_picture_windows(
+        path, preset, start_s=span_s[0], end_s=span_s[1], threads=threads, on_progress=on_progress
+    )
+    return marked(path, windows)
+
+
+def marked(path: Path, windows: Generator[AnyWindow, None, None]) -> Generator[tuple[AnyWindow, bool], None, None]:
+    """Mark the windows that are the same as the one before.
+
+    Args:
+        path: Their file.
+        windows: Closed with this iterator.
+
+    Yields:
+        Windows, and whether each is a repetition.
+
+    Raises:
+        VideoError: if there is none.
+    """
     last_s: tuple[float, float] | None = None
-    with closing(
-        video.iter_picture_windows(
-            path, preset, start_s=span_s[0], end_s=span_s[1], threads=threads, on_progress=on_progress
-        )
-    ) as windows:
+    with closing(windows):
         for window in windows:
             times_s = (window.start_s, window.end_s)
             yield window, times_s == last_s
