@@ -229,10 +229,12 @@ def test_arrays_of_any_layout_are_taken(made: Made, form: str, copy: bool) -> No
     assert [answered(future.result(TIMEOUT_S)) for future in futures] == [4, 5]
 
 
-def test_nothing_of_a_clip_is_kept_once_it_is_answered(made: Made) -> None:
-    batcher, model = made(max_batch=2, max_delay_ms=0.0)
+def test_nothing_of_a_clip_is_kept_once_its_batch_is_assembled(made: Made) -> None:
+    batcher, model = made(max_batch=2, max_delay_ms=1e9)
     array = clip(1)
     gone = weakref.ref(array)
+    while_it_ran: list[bool] = []
+    model.uint8.on_run = lambda: while_it_ran.append(gone() is None)
     model.uint8.hold()
     futures = [batcher.submit_video(array, copy=False), batcher.submit_video(clip(2))]
     del array
@@ -242,6 +244,7 @@ def test_nothing_of_a_clip_is_kept_once_it_is_answered(made: Made) -> None:
     batcher.close()
     gc.collect()
     assert gone() is None
+    assert while_it_ran == [True]
     assert futures[0].result().embedding.base is None
 
 
