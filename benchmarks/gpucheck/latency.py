@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ from gpucheck.models import candidates, opened
 from gpucheck.record import ABSENT, ERROR, FAILED, LEFT_OUT, MEASURED
 from gpucheck.rows import BackendSource, Row, Source, TorchSource
 from gpucheck.settings import Settings, Subject, read_subjects
-from gpucheck.timing import interleaved, summary
-from gpucheck.torch_towers import MODES, TorchTowers
+from gpucheck.torch_towers import torch_towers
+from milnce.backends import CudaOptions
 from milnce.bundle import Bundle
+from milnce.timing import interleaved
 from milnce_convert.parity import compare
 from milnce_convert.reference import read
 from milnce_convert.sample_inputs import moving_clips
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 _FIRST = (32, 1, 8)  # what tells most, in case time runs out
 _TORCH_CLIPS = 8  # that the towers are compared with the CPU on
+# ONNX Runtime's usual search for cuDNN algorithms, by rules, and the one that tries each.
+_VARIANTS: dict[str, dict[str, CudaOptions | None]] = {
+    "tensorrt": {"": None},
+    "onnxruntime": {"": None, "exhaustive": CudaOptions(exhaustive_search=True)},
+}
 _FULL_FEATURES = 1024
 _FULL_CLIP = (32, 224, 224)
 
@@ -44,6 +51,7 @@ def run(settings: Settings, record: Recorder) -> None:
         with record.guarded("latency", "PyTorch alone", bundle="PyTorch alone"):
             clips = moving_clips(_TORCH_CLIPS, *_FULL_CLIP)
             measure(settings, "PyTorch alone", torch_sources(clips), record, full=True)
+        measure_compiled(settings, "PyTorch alone", clips, record, full=True)
 
 
 def is_full(bundle: Bundle) -> bool:
@@ -58,12 +66,24 @@ def is_full(bundle: Bundle) -> bool:
     return _FULL_FEATURES in widths
 
 
-def torch_sources(clips: NDArray[np.uint8], *, width: float = 1.0, device: str = "cuda") -> list[Source]:
+def torch_sources(
+    clips: NDArray[np.uint8], *, width: float = 1.0, device: str = "cuda", compiled: bool = False
+) -> list[Source]:
     """Return the PyTorch towers' rows, over a few of the clips."""
     few = clips[:_TORCH_CLIPS]
-    towers = TorchTowers(width, device)
+    towers = torch_towers(width, device, compiled=compiled)
     expected = towers.reference(few)
-    return [TorchSource(towers, mode, few, expected) for mode in MODES]
+    return [TorchSource(towers, mode, few, expected) for mode in towers.modes]
+
+
+def measure_compiled(settings: Settings, name: str, clips: NDArray[np.uint8], record: Recorder, *, full: bool) -> None:
+    """Measure what torch.compile makes of the tower, in the largest batches alone, as it compiles once for each.
+
+    After all else, since compiling takes a minute, and the rows before it must not be lost to a part's time limit.
+    """
+    with record.guarded("latency", f"{name} torch.compile", bundle=name):
+        sources = torch_sources(clips, compiled=True)
+        measure(replace(settings, buckets=(max(settings.buckets),)), name, sources, record, full=full)
 
 
 def _measure_subject(settings: Settings, subject: Subject, record: Recorder, *, torch: bool) -> None:
@@ -78,13 +98,17 @@ def _measure_subject(settings: Settings, subject: Subject, record: Recorder, *, 
     with ExitStack() as stack:
         sources: list[Source] = []
         for candidate in found:
-            with record.guarded("latency", f"{subject.name} {candidate}", bundle=subject.name):
-                backend = stack.enter_context(opened(settings, subject, candidate))
-                sources.append(BackendSource(candidate, backend, clips, expected))
+            for note, cuda in _VARIANTS[candidate.backend].items():
+                with record.guarded("latency", f"{subject.name} {candidate} {note}".strip(), bundle=subject.name):
+                    backend = stack.enter_context(opened(settings, subject, candidate, cuda=cuda))
+                    sources.append(BackendSource(candidate, backend, clips, expected, note=note))
         if torch:
             with record.guarded("latency", f"{subject.name} PyTorch", bundle=subject.name):
                 sources += torch_sources(clips)
-        measure(settings, subject.name, sources, record, full=is_full(bundle) and clips.shape[1:4] == _FULL_CLIP)
+        full = is_full(bundle) and clips.shape[1:4] == _FULL_CLIP
+        measure(settings, subject.name, sources, record, full=full)
+        if torch:
+            measure_compiled(settings, subject.name, clips, record, full=full)
 
 
 def measure(settings: Settings, name: str, sources: Sequence[Source], record: Recorder, *, full: bool) -> None:
@@ -102,7 +126,7 @@ def measure(settings: Settings, name: str, sources: Sequence[Source], record: Re
         rounds = f"{name} in batches of {bucket}, rounds"
         record.start(rounds)
         times, errors = interleaved(
-            sound, seconds=settings.bucket_s, least=settings.least_rounds, most=settings.most_rounds
+            sound, seconds=settings.bucket_s, least=settings.least_rounds, rounds=settings.most_rounds
         )
         record.leave(rounds)
         for row in rows:
@@ -111,7 +135,7 @@ def measure(settings: Settings, name: str, sources: Sequence[Source], record: Re
             if row.key in errors:
                 record.add("latency", check, ERROR, errors[row.key], **data)
             elif row.key in times:
-                data |= summary(times[row.key])
+                data |= {key: value for key, value in times[row.key].to_json().items() if key != "seconds"}
                 data |= {"clips": row.clips, "clips_per_s": row.clips / data["median_s"]}
                 record.add("latency", check, MEASURED, **data, parity=verdicts[row.key])
     record.add("clocks", f"{name} after", MEASURED, smi=smi())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpucheck.settings import Settings, Subject
-    from milnce.backends import Backend
+    from milnce.backends import Backend, CudaOptions
 
 GATES = {"fp32": FP32_GATE, "fp16": FP16_GATE}
 # The parts of a host that run each backend on its GPU.
@@ -66,15 +66,26 @@ def plans_of(settings: Settings, subject: Subject) -> Path:
 
 
 @contextmanager
-def opened(settings: Settings, subject: Subject, candidate: Candidate) -> Iterator[Backend]:
+def opened(
+    settings: Settings, subject: Subject, candidate: Candidate, *, cuda: CudaOptions | None = None
+) -> Iterator[Backend]:
     """Load the candidate on the GPU and yield what runs it; refuses another backend than the one that was asked."""
+    with opened_model(settings, subject, candidate, cuda=cuda) as model:
+        yield model.open(candidate.module, input_form=candidate.form)
+
+
+@contextmanager
+def opened_model(
+    settings: Settings, subject: Subject, candidate: Candidate, *, cuda: CudaOptions | None = None
+) -> Iterator[Model]:
+    """As `opened`, and yield the model."""
     bundle = Bundle.open(subject.path)
     plans = plans_of(settings, subject) if candidate.backend == "tensorrt" else None
     # Not through milnce.load, which asks for plans of both towers: here each is a candidate of its own.
     choice = select(candidate.backend, "cuda", candidate.precision, bundle=bundle, plans=plans, modules=())
-    with Model(bundle, choice) as model:
+    with Model(bundle, choice, cuda=cuda) as model:
         backend = model.open(candidate.module, input_form=candidate.form)
         found = (model.backend.name, backend.device.partition(":")[0], backend.precision)
         if found != (candidate.backend, "cuda", candidate.precision):
             raise RuntimeError(f"{candidate} was asked for and {found} runs")
-        yield backend
+        yield model

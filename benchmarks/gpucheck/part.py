@@ -17,6 +17,7 @@ MODULES = {
     "plans": "plans",
     "parity": "parity",
     "latency": "latency",
+    "throughput": "throughput",
     "memory": "memory",
 }
 

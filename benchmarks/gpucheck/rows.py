@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpucheck.models import Candidate
-    from gpucheck.torch_towers import TorchTowers
     from milnce.backends import Backend
     from milnce_convert.parity import Gate
+    from milnce_convert.torch_modes import TorchVideo
 
     Rows = NDArray[Any]
 
@@ -72,8 +72,10 @@ class Source(Protocol):
 class BackendSource:
     """An opened backend over the uint8 video graph."""
 
-    def __init__(self, candidate: Candidate, backend: Backend, clips: NDArray[np.uint8], expected: Rows) -> None:
-        self.name = f"{candidate.backend} {candidate.precision}"
+    def __init__(
+        self, candidate: Candidate, backend: Backend, clips: NDArray[np.uint8], expected: Rows, *, note: str = ""
+    ) -> None:
+        self.name = " ".join(filter(None, (candidate.backend, candidate.precision, note)))
         self._gate = candidate.gate
         self._backend = backend
         self._clips = clips
@@ -128,8 +130,8 @@ class BackendSource:
 class TorchSource:
     """The PyTorch towers in one precision."""
 
-    def __init__(self, towers: TorchTowers, mode: str, clips: NDArray[np.uint8], expected: Rows) -> None:
-        self.name = f"PyTorch eager {mode}"
+    def __init__(self, towers: TorchVideo, mode: str, clips: NDArray[np.uint8], expected: Rows) -> None:
+        self.name = f"PyTorch {mode}"
         self._towers, self._mode = towers, mode
         self._clips, self._expected = clips, expected
 

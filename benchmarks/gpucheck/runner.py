@@ -52,6 +52,7 @@ PARTS = (
     Part("plans", 420, 10, 60, ("bundles",)),
     Part("parity", 240, 15, 60, ("bundles", "plans")),
     Part("latency", 300, 15, 90, ("bundles", "plans")),
+    Part("throughput", 120, 10, 30, ("bundles", "plans")),
     Part("memory", 120, 10, 30, ("bundles", "plans")),
 )
 NAMES = tuple(part.name for part in PARTS)

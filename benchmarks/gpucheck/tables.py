@@ -69,6 +69,24 @@ def latency(found: Sequence[Event]) -> str:
     return "\n".join(lines)
 
 
+def throughput(found: Sequence[Event]) -> str:
+    """Return what many callers and many files get, beside full batches; or why it was not measured."""
+    if not found:
+        return ""
+    lines = ["## Throughput", "", "Full batches of 8 from one caller; 16 callers that wait; files, with decoding.", ""]
+    lines += ["| bundle | what | path | clips/s | of full batches | 1 - centred cosine |"]
+    lines += ["| --- | --- | --- | ---: | ---: | ---: |"]
+    measured = [check["data"] for check in found if check["outcome"] == MEASURED]
+    full = {(data["bundle"], data["row"]): data["clips_per_s"] for data in measured if data["path"] == "full batches"}
+    for data in measured:
+        most = full.get((data["bundle"], data["row"]))
+        share = "" if most is None else f"{data['clips_per_s'] / most:.0%}"
+        figures = f"{data['clips_per_s']:.0f} | {share} | {_error(data['parity']['centred_cosine'])}"
+        lines.append(f"| {data['bundle']} | {data['row']} | {data['path']} | {figures} |")
+    refused = [check for check in found if check["outcome"] in (*BAD, ABSENT)]
+    return "\n".join([*lines, "", *(f"- no speed: {check['check']}: {_cell(check['detail'])}" for check in refused)])
+
+
 def memory(found: Sequence[Event]) -> str:
     """Return what memory is free and resident before and after the cycles."""
     if not found:

@@ -80,6 +80,11 @@ class TorchVideo:
         """The modes it was made for."""
         return tuple(self._towers)
 
+    @staticmethod
+    def gate(name: str) -> Gate:
+        """Return what a mode's embeddings are held to."""
+        return MODES[name].gate
+
     def reference(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the embeddings (N, D) of uint8 clips (N, T, H, W, 3), in FP32 on the CPU."""
         with torch.no_grad():

@@ -15,10 +15,10 @@ from gpucheck.markdown import render
 from gpucheck.record import ABSENT, ERROR, FAILED, LEFT_OUT, MEASURED, PASSED, Recorder, read_events
 from gpucheck.report import Report
 from gpucheck.settings import Settings
-from gpucheck.timing import interleaved, summary
-from gpucheck.torch_towers import MODES, TorchTowers
+from gpucheck.torch_towers import torch_towers
 from harness import plain
 from milnce_convert.sample_inputs import moving_clips
+from milnce_convert.torch_modes import EAGER, TorchVideo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,37 +59,6 @@ def test_ctrl_c_is_not_swallowed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), record.guarded("kind", "check"):
         raise KeyboardInterrupt
     assert read_events(record.path) == ([], "check")
-
-
-def test_rounds_are_interleaved_warmed_up_and_bounded() -> None:
-    order: list[str] = []
-    actions = {name: lambda name=name: order.append(name) for name in "ab"}
-    times, errors = interleaved(actions, seconds=0, least=3, most=9)
-    assert order == ["a", "b"] * 4  # one round to warm up
-    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
-    assert errors == {}
-    order.clear()
-    times, _ = interleaved(actions, seconds=60, least=1, most=5)
-    assert len(times["a"]) == 5
-
-
-def test_an_action_that_fails_is_left_out_and_the_others_go_on() -> None:
-    turns = iter(range(100))
-
-    def fail() -> None:
-        if next(turns) == 2:
-            raise RuntimeError("lost the context")
-
-    times, errors = interleaved({"good": lambda: None, "bad": fail}, seconds=0, least=4, most=4)
-    assert errors == {"bad": "RuntimeError: lost the context"}
-    assert list(times) == ["good"]
-    assert len(times["good"]) == 4
-
-
-def test_a_summary_by_hand() -> None:
-    found = summary([0.4, 0.1, 0.2, 0.3])
-    assert found == {"median_s": pytest.approx(0.25), "p95_s": 0.4, "least_s": 0.1, "rounds": 4}
-    assert summary(list(range(1, 101)))["p95_s"] == 95
 
 
 def check(kind: str, name: str, outcome: str, detail: str = "", **data: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -221,21 +190,21 @@ def test_values_become_plain_json() -> None:
 
 
 @pytest.fixture(scope="module")
-def towers() -> TorchTowers:
-    return TorchTowers(0.125, device="cpu")
+def towers() -> TorchVideo:
+    return torch_towers(0.125, device="cpu")
 
 
 def test_the_pytorch_rows_pass_their_gates_and_are_timed(
-    towers: TorchTowers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    towers: TorchVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency, "TorchTowers", lambda *_: towers)
+    monkeypatch.setattr(latency, "torch_towers", lambda *_, **__: towers)
     clips = moving_clips(4, 4, 32, 32)
     record = Recorder(tmp_path / "events")
     settings = Settings(str(tmp_path), buckets=(2,), bucket_s=0, least_rounds=1, most_rounds=1)
     latency.measure(settings, "made up", latency.torch_sources(clips, device="cpu"), record, full=False)
     events = [event for event in read_events(record.path)[0] if event["kind"] == "latency"]
     assert {(event["data"]["row"], event["data"]["path"]) for event in events} == {
-        (f"PyTorch eager {mode}", path) for mode in MODES for path in ("run", "on GPU")
+        (f"PyTorch {mode}", path) for mode in EAGER["cuda"] for path in ("run", "on GPU")
     }
     assert {event["outcome"] for event in events} == {MEASURED}
     errors = {event["data"]["row"]: 1 - event["data"]["parity"]["centred_cosine"] for event in events}
@@ -243,16 +212,16 @@ def test_the_pytorch_rows_pass_their_gates_and_are_timed(
 
 
 def test_a_precision_that_is_wrong_has_no_row(
-    towers: TorchTowers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    towers: TorchVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = TorchTowers.embed
+    embed = TorchVideo.embed
 
-    def scale(self: TorchTowers, mode: str, clips: Any) -> Any:  # noqa: ANN401
+    def scale(self: TorchVideo, mode: str, clips: Any) -> Any:  # noqa: ANN401
         found = embed(self, mode, clips)
-        return found * 1.02 if mode == "FP16" else found
+        return found * 1.02 if mode == "eager FP16" else found
 
-    monkeypatch.setattr(TorchTowers, "embed", scale)
-    monkeypatch.setattr(latency, "TorchTowers", lambda *_: towers)
+    monkeypatch.setattr(TorchVideo, "embed", scale)
+    monkeypatch.setattr(latency, "torch_towers", lambda *_, **__: towers)
     record = Recorder(tmp_path / "events")
     settings = Settings(str(tmp_path), buckets=(2,), bucket_s=0, least_rounds=1, most_rounds=1)
     clips = moving_clips(4, 4, 32, 32)
