@@ -95,6 +95,30 @@ def test_doctor_lists_the_gpus_and_says_why_one_cannot_be_used(run: Run, monkeyp
     assert "GPU: the NVIDIA driver finds no GPU" in run("doctor").stdout
 
 
+@pytest.mark.parametrize(
+    ("version", "problem", "shown"),
+    [
+        (None, None, ("missing", 'not installed; run: pip install "milnce[nvdec]"')),
+        ("2.2.4", None, ("ok", "reading videos on an NVIDIA GPU")),
+        ("2.2.4", "there is no NVIDIA driver here", ("broken", "there is no NVIDIA driver here")),
+    ],
+)
+def test_doctor_says_whether_nvidia_s_decoder_can_be_used(
+    version: str | None,
+    problem: str | None,
+    shown: tuple[str, str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = doctor._version  # noqa: SLF001 - what is really installed stays as it is
+    monkeypatch.setattr(doctor, "_version", lambda name: version if name == "PyNvVideoCodec" else known(name))
+    monkeypatch.setattr("milnce.video.nvdec.problem", lambda: problem)
+    text = run("doctor").stdout
+    line = next(line for line in text.splitlines() if "PyNvVideoCodec" in line)
+    assert shown[0] in line
+    assert shown[1] in " ".join(text.split())
+
+
 class FakeDriver:
     """libcuda, as far as `doctor` asks it."""
 

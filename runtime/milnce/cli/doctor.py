@@ -57,7 +57,7 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
         "cpu": cpu(),
         "gpu": gpu_driver(),
         "backends": [_backend(item) for item in backends],
-        "packages": [video_package(), *map(_package, _PACKAGES)],
+        "packages": [video_package(), gpu_decoder(), *map(_package, _PACKAGES)],
         "bundle": None if bundle is None else try_bundle(bundle),
     }
     if json_output:
@@ -142,6 +142,16 @@ def video_package() -> dict[str, Any]:
     ffmpeg = str(av.ffmpeg_version_info)
     entry["ffmpeg"] = ffmpeg
     entry["note"] = ffmpeg_note(ffmpeg)
+    return entry
+
+
+def gpu_decoder() -> dict[str, Any]:
+    """Return the version of what NVIDIA's decoder is used through, and why it cannot be used."""
+    entry = _package(("PyNvVideoCodec", "reading videos on an NVIDIA GPU", 'pip install "milnce[nvdec]"'))
+    if entry["version"] is not None:
+        from milnce.video import nvdec  # noqa: PLC0415  # commands import what they need when they run
+
+        entry["problem"] = nvdec.problem()
     return entry
 
 
