@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.minutes > 0 or options.leak < 0 or options.callers < 1:
         print("Error: --minutes above 0, --leak of at least 0 and --callers of at least 1 expected", file=sys.stderr)
         return _WRONG_ARGUMENTS
-    logging.getLogger("milnce").setLevel(logging.ERROR)  # decoders that were killed are counted, and need no words
+    for name in ("milnce", "py.warnings"):  # decoders that were killed are counted, as are unknown words
+        logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="milnce-soak-") as name:
         folder = Path(name)
         (folder / "tmp").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import av
 import numpy as np
 
 from milnce.captions import read_captions
-from milnce.errors import UnknownWordsWarning, VideoError
+from milnce.errors import VideoError
 from milnce.evaluation import embed_clips, evaluate
 from milnce.features import FeaturesMetadata, FeatureWriter
 from milnce.pipeline import resolve_preset
@@ -86,6 +85,7 @@ class Answers:
     Attributes:
         files: What each video gives.
         text: float32 (sentences, width).
+        padding: float32 (1, width), that of a sentence without a known word.
         clips: float32 (clips, width).
         moments: What each of the first sentences finds in the features file.
         metrics: The rows of the evaluation's tables.
@@ -93,6 +93,7 @@ class Answers:
 
     files: dict[Path, FileEmbeddings]
     text: Floats
+    padding: Floats
     clips: Floats
     moments: tuple[list[Moment], ...]
     metrics: list[dict[str, Any]]
@@ -137,14 +138,12 @@ def compute_answers(model: Model, material: Material) -> Answers:
         for item in searched:
             writer.append(item.path, item.windows, item.embedding, item.mixed_5c)
         writer.commit()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnknownWordsWarning)
-        text = np.concatenate([model.encode_text(sentence) for sentence in material.sentences])
+    text = np.concatenate([model.encode_text(sentence) for sentence in material.sentences])
     clips = np.concatenate([model.encode_video(clip[None]).embedding for clip in material.clips])
     moments = tuple(search(searched, text[query : query + 1]) for query in range(_QUERIES))
     embedded = embed_clips(model, material.captions, preset=material.preset, videos=material.videos)
     metrics = [row.to_json() for row in evaluate(model, material.captions, embedded).metrics]
-    return Answers(files, text, clips, moments, metrics)
+    return Answers(files, text, model.encode_text("?"), clips, moments, metrics)
 
 
 def search(items: Sequence[FileEmbeddings], query: Floats) -> list[Moment]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import Counter, defaultdict
@@ -127,6 +128,9 @@ def run(settings: Settings, say: Callable[[str], None] = lambda _: None) -> dict
     began = time.perf_counter()
     with ExitStack() as stack:
         stack.callback(planted.close)
+        # Warnings as the user has them, kept by Python's own registries; only not printed, thousands of times over.
+        logging.captureWarnings(True)
+        stack.callback(logging.captureWarnings, False)
         model = stack.enter_context(milnce.load(settings.bundle, backend=settings.backend, threads=1))
         say(str(model.backend))
         material = make_material(settings.folder / "material", model, settings.seed)
@@ -137,8 +141,10 @@ def run(settings: Settings, say: Callable[[str], None] = lambda _: None) -> dict
         # What libraries keep for themselves as soon as they are used: ONNX Runtime has a file among the temporary ones.
         first = watch.sample(time.perf_counter() - began, 0)
         while time.perf_counter() - began < first.seconds + settings.seconds or len(samples) < settings.least_rounds:
-            before = ledger.requests.total()
+            before, failed = ledger.requests.total(), ledger.failed
             _round(settings, scene, callers, ledger, len(samples))
+            for failure in ledger.failures[failed:]:
+                say(failure)
             planted.after_requests(ledger.requests.total() - before)
             planted.after_round()
             if "answers" in settings.plan.kinds:
