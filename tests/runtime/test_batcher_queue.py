@@ -60,6 +60,7 @@ class QueueMachine(RuleBasedStateMachine):
         expired = self.queue.expire(self.now_s)
         assert expired == [request for request in self.expected if request.deadline_s <= self.now_s]
         assert due or not expired
+        assert self.queue.first_deadline_s() > self.now_s  # or the lane would not sleep
         self.expected = [request for request in self.expected if request not in expired]
 
     @rule(hurry=st.booleans())
