@@ -160,6 +160,10 @@ def evaluate_captions(scene: Scene, chance: random.Random, _: int) -> int:
         digest = scene.model.bundle.manifest.model_digest
         stored, videos = StoredFeatures.read([material.features], model_digest=digest, preset=material.preset), ()
     clips = embed_clips(scene.model, material.captions, preset=material.preset, stored=stored, videos=videos)
+    lost = sum(isinstance(error, DecoderError) for error in clips.error)
+    if lost:  # a decoder of this one's was killed, and without a clip the figures are others
+        scene.count(decoder_errors=lost)
+        return len(material.captions.captions)
     found = [row.to_json() for row in evaluate(scene.model, material.captions, clips).metrics]
     if found != scene.answers.metrics:
         raise WrongAnswerError(f"evaluation: {found} came, {scene.answers.metrics} expected")
