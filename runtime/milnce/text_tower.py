@@ -34,7 +34,8 @@ _HIDDEN_AT_ONCE = 2**21
 _COLUMNS_AT_ONCE = 256
 # Hidden values of the sentences that are put together at once: they stay in the second-level cache (256 kB).
 _SENTENCE_VALUES_AT_ONCE = 2**16
-_ROWS_OF_A_PRODUCT = 1024
+# Rows of the second product that need room of their own before they are added.
+_ROWS_OF_A_PRODUCT = 4096
 # Sentences from which on several threads look for the maximum; fewer are done before the threads have begun.
 _WORTH_THREADS = 2048
 
@@ -143,8 +144,7 @@ class TextTower:
             width = columns.stop - columns.start
             words = room_of_words[: len(vectors) * width].reshape(-1, width)
             sentences = room_of_sentences[: len(tokens) * width].reshape(-1, width)
-            for rows in _slices(len(vectors), _ROWS_OF_A_PRODUCT):
-                np.matmul(vectors[rows], self._first.weight[:, columns], out=words[rows])
+            np.matmul(vectors, self._first.weight[:, columns], out=words)
             batch.maximum(words, self._first.bias[columns], sentences, threads=self._threads)
             for rows in _slices(len(sentences), _ROWS_OF_A_PRODUCT):
                 embedding[rows] += sentences[rows] @ self._last.weight[columns]
