@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 import numpy as np
 
 from milnce.clip_sources import FoundClips, mean_of_windows
-from milnce.errors import InputError, MilnceError, NonFiniteError, RangeError, UnknownWordsWarning
+from milnce.errors import InputError, MilnceError, NonFiniteError, RangeError
 from milnce.metrics import collaborative_experts, mil_nce, rank_embeddings
 
 if TYPE_CHECKING:
@@ -285,8 +284,6 @@ def evaluate(
 
 def _encode(model: Model, sentences: Sequence[str], max_words: int | None) -> tuple[NDArray[np.float32], Iterable[int]]:
     """Embed sentences; also return the numbers of those without any known word."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnknownWordsWarning)  # they are counted and listed
-        tokens = model.tokenizer(sentences)
-        text = model.encode_text(sentences, max_words=max_words)
+    tokens = model.tokenizer(sentences, warn=False)  # they are counted and listed
+    text = model.encode_text(sentences, max_words=max_words, warn=False)
     return text, np.flatnonzero(~tokens.any(axis=1)).tolist()

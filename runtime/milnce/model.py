@@ -297,7 +297,12 @@ class Model:
         return VideoEmbeddings(results["video_embedding"], results["mixed_5c"])
 
     def encode_text(
-        self, sentences: str | Sequence[str], *, max_words: int | None = None, batch_size: int | None = None
+        self,
+        sentences: str | Sequence[str],
+        *,
+        max_words: int | None = None,
+        batch_size: int | None = None,
+        warn: bool = True,
     ) -> Float32Array:
         """Embed sentences.
 
@@ -307,6 +312,7 @@ class Model:
             max_words: Words of a sentence that count; the bundle's value (16 in the official model) if None.
             batch_size: Sentences in one run of the graph; None for 256, and for all of them where NumPy runs them, as
                 it is the faster the more it sees at once, in bounded memory.
+            warn: Whether to warn of sentences with no known word.
 
         Returns:
             float32 (N, 512) in the order of the sentences; N = 1 for one string. Not normalised.
@@ -318,7 +324,7 @@ class Model:
             UnknownWordsWarning: for a sentence with no known word.
         """
         step = None if batch_size is None else positive("batch_size", batch_size)
-        tokens = self.tokenizer(sentences, max_words=max_words)
+        tokens = self.tokenizer(sentences, max_words=max_words, warn=warn)
         backend = self.open("text")
         step = step or (len(tokens) if backend.splits_itself else _SENTENCES_AT_ONCE)
         return _run_in_batches(backend, tokens, step)["text_embedding"]

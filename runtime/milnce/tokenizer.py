@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,15 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({len(self)} words, max_words={self.max_words})"
 
-    def __call__(self, sentences: Sequence[str] | str, *, max_words: int | None = None) -> NDArray[np.int64]:
+    def __call__(
+        self, sentences: Sequence[str] | str, *, max_words: int | None = None, warn: bool = True
+    ) -> NDArray[np.int64]:
         """Encode sentences.
 
         Args:
             sentences: One sentence, or a sequence of N sentences. One string counts as N = 1.
             max_words: Ids in a row; the tokenizer's own `max_words` if None.
+            warn: Whether to warn of sentences with no known word.
 
         Returns:
             int64 (N, max_words), each row a sentence's word ids, padded with 0 at the end.
@@ -80,7 +84,7 @@ class Tokenizer:
         flat: list[int] = []
         for sentence in rows:
             known = [number for number in map(get, _split(sentence)) if number is not None]
-            if not known:
+            if warn and not known:
                 self._warn_unknown(sentence)
             counts.append(len(known))
             flat += known[:width]
@@ -98,11 +102,15 @@ class Tokenizer:
             self._warned.clear()
         self._warned.add(sentence)
         words = ", ".join(map(repr, _split(sentence))) or "it has no words at all"
-        warnings.warn(
+        caller = sys._getframe(2)  # noqa: SLF001 - as `warnings.warn` finds who is to blame
+        # Python keeps the text of every warning it has shown, for good, in a registry: this one is thrown away.
+        warnings.warn_explicit(
             f"no word of {sentence!r} is in the vocabulary of {len(self)} words ({words}); "
             "it is encoded as padding only, so its scores mean nothing",
             UnknownWordsWarning,
-            stacklevel=3,
+            caller.f_code.co_filename,
+            caller.f_lineno,
+            registry={},
         )
 
 

@@ -72,6 +72,25 @@ def test_the_memory_of_warnings_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert texts == ["one", "two", "three", "four", "one"]
 
 
+def test_python_keeps_no_text_of_the_warnings() -> None:
+    tokenizer = Tokenizer(WORDS, max_words=3)
+    kept = globals().setdefault("__warningregistry__", {})
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        before = len(kept)
+        for number in range(50):
+            tokenizer(f"nothing{number}")
+    assert len(shown) == 50
+    assert {warning.filename for warning in shown} == {__file__}, "the caller's line is named"
+    assert len(kept) - before <= 1  # the note of which filters they were made under
+
+
+def test_warnings_can_be_left_out() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Tokenizer(WORDS, max_words=3)("nothing", warn=False).tolist() == [[0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("sentences", "text"),
     [
