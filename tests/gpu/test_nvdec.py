@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from milnce.video import Preset, get_preset, iter_windows
-from milnce.video.nvdec import iter_device_windows, problem
+from milnce.video.nvdec import decoder_module, iter_device_windows, problem
+from milnce.video.nvdec_decoder import CODECS
 from milnce.video.nvdec_picture import TOLERANCE
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ def assert_same(path: Path, preset: Preset, cuda: Cuda, **span: Any) -> None:  #
 
 def test_nothing_is_missing() -> None:
     assert problem() is None
+
+
+def test_the_module_has_what_is_used_of_it() -> None:
+    module = decoder_module()
+    taken = module.CreateDecoder.__doc__
+    assert all(f"{name}:" in taken for name in ("gpuid", "codec", "cudastream", "usedevicememory"))
+    assert all(hasattr(module.PacketData(), name) for name in ("bsl_data", "bsl", "pts"))
+    assert all(hasattr(module.DecodedFrame, name) for name in ("getPTS", "GetPtrToPlane", "cuda", "format"))
+    assert set(CODECS.values()) <= set(module.cudaVideoCodec.__members__)
+    assert {"NV12", "P016"} <= set(module.Pixel_Format.__members__)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)

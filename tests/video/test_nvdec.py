@@ -72,7 +72,7 @@ def assert_same(
 
 @pytest.mark.parametrize("preset", [SLIDING, SPREAD, AS_THEY_COME], ids=lambda preset: preset.name)
 def test_windows_and_times_are_those_of_the_cpu(nvdec: FakeNvdec, preset: Preset) -> None:
-    found = assert_same(real_video("bikes"), preset)
+    found = assert_same(real_video("bikes"), preset, end_s=4.0)
     assert all(window.clip.shape == (preset.frames, 32, 32, 3) for window in found)
     assert all(window.video_s == pytest.approx(10) for window in found)
     assert [created["codec"].name for created in nvdec.created] == ["H264"]
@@ -184,10 +184,10 @@ def test_the_clip_is_complete_and_outlives_the_decoding(nvdec: FakeNvdec) -> Non
 
 def test_device_memory_does_not_grow_with_the_video(gpu: FakeCuda, nvdec: FakeNvdec) -> None:
     used = []
-    for window in iter_device_windows(real_video("bikes"), SLIDING, cuda=Cuda()):
+    for window in iter_device_windows(real_video("bikes"), SLIDING, cuda=Cuda(), start_s=5.0):
         used.append(gpu.memory.used_bytes[0])
         del window
-    assert len(used) > 20
+    assert len(used) > 10
     assert max(used[:-3]) == max(used[:4])
     # At the end the decoder gives all that it held back at once.
     assert max(used) <= max(used[:4]) + 4 * 640 * 272 * 3 // 2
