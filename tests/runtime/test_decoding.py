@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from milnce.decoding import ledger as ledger_module
 from milnce.decoding import source
+from milnce.decoding.crew import Worker
 from milnce.decoding.events import ClipOf, FileDecoded, FileFailed, Job, WindowDecoded
 from milnce.decoding.ledger import Ledger
 from milnce.decoding.messages import SentError
@@ -181,6 +182,16 @@ def test_a_process_hangs_only_while_it_is_seen_standing_still() -> None:
     assert not watch.hangs(2, busy=False, now_s=3609.0), "it waits for a slot"
     assert not watch.hangs(2, busy=True, now_s=3610.0)
     assert StallWatch(0.4).interval_s == pytest.approx(0.1)
+
+
+def test_a_process_that_waits_for_a_slot_or_for_a_file_need_not_make_progress() -> None:
+    process: Any = None
+    worker = Worker(process, 0, StallWatch(1.0))
+    busy = [worker.busy]  # it starts
+    for name, value in (("ready", True), ("job", jobs(1)[0]), ("wants", True)):
+        setattr(worker, name, value)
+        busy.append(worker.busy)
+    assert busy == [True, False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,9 @@ import json, os, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import milnce
 from helpers.processes import decoders
+from milnce.decoding import process
 from milnce.video import get_preset
+process.WORKER = "helpers.odd_worker"
 model = milnce.load(sys.argv[2], backend="onnxruntime")
 preset = get_preset("sliding", frames=4, size=32, stride_frames=3)
 stream = model.embed_files(sys.argv[3:], preset=preset, workers=2, batch_size=1)
@@ -325,9 +327,12 @@ print(json.dumps(decoders()), flush=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, None])
-def test_no_process_outlives_its_parent(number: signal.Signals | None, model: Model, folder: Path) -> None:
+def test_no_process_outlives_its_parent(
+    number: signal.Signals | None, model: Model, folder: Path, tmp_path: Path
+) -> None:
     tests = [str(Path(__file__).parents[1])]
-    paths = [folder / "a.mp4", *[folder / "sub" / "c.mp4"] * 20]
+    # One process hangs, the other waits for room.
+    paths = [folder / "a.mp4", copied(folder / "a.mp4", tmp_path / "hang.mp4"), *[folder / "sub" / "c.mp4"] * 20]
     # With no signal it ends by itself, the stream still open.
     program = PROGRAM + ("input()\n" if number else "")
     with subprocess.Popen(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from milnce.decoding.events import ClipSource, Job
     from milnce.video import Preset
 
-# More decode faster than a GPU embeds, and each takes 60 MB.
+# Each took 105 MB of its own with a video of 1280x720.
 _MOST_BY_DEFAULT = 16
 _NICENESS = 5
 _GPU_REGIONS = 3
