@@ -106,6 +106,8 @@ def _worker_count(asked: int | None, files: int, *, on_gpu: bool) -> int:
     # A frozen program is no interpreter that could be started again.
     can_start = bool(sys.executable) and not getattr(sys, "frozen", False)
     if asked is None:
+        # A GPU leaves the cores to decoders, but for the one that feeds it. On a CPU the model takes every core, and
+        # decoders, which step back behind it, use what it leaves.
         by_cores = cores() - 1 if on_gpu else cores() // 2
         return min(files, max(1, min(by_cores, _MOST_BY_DEFAULT))) if can_start else 0
     try:
