@@ -89,7 +89,10 @@ def test_everything_runs_on_a_simulated_gpu(gpu_check: Command, tiny: Tiny, tmp_
     batches = {plan.module: [next(iter(profile.shapes.values()))[2][0] for profile in plan.profiles] for plan in built}
     assert batches == {"video": [1, 4], "text": [1, 8, 32, 256]}
     assert len(checks(report, "parity")) == 2 * 6 * 2  # backends, graphs, buckets
-    assert len([check for check in checks(report, "latency") if check["outcome"] == MEASURED]) == 2 * 2 * 3 * 2
+    # TensorRT, and ONNX Runtime with either search; precisions, ways, buckets.
+    assert len([check for check in checks(report, "latency") if check["outcome"] == MEASURED]) == 3 * 2 * 3 * 2
+    # Backends, precisions; batches, callers, files.
+    assert len([check for check in checks(report, "throughput") if check["outcome"] == MEASURED]) == 2 * 2 * 3
     assert len(checks(report, "memory")) == 4
     assert (tmp_path / "violations").read_text() == ""  # of all the processes
     (page,) = (tmp_path / "results").glob("*.md")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,3 +138,35 @@ def test_memory_that_is_lost_is_found(settings: Settings, simulated: FakeCuda, m
     for event in events_of(memory.run, settings):
         assert event["outcome"] == FAILED
         assert event["detail"].startswith(f"{4 * lost_a_cycle:,} bytes of device memory did not come back")
+
+
+def test_compiled_towers_are_measured_last_and_in_the_largest_batches_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, tuple[int, ...], bool]] = []
+
+    def sources(_: object, *, compiled: bool = False) -> list[Any]:
+        return ["compiled" if compiled else "eager"]
+
+    def measure(used: Settings, name: str, found: list[Any], _: object, *, full: bool) -> None:
+        asked.append((f"{name} {found[0]}", used.buckets, full))
+
+    monkeypatch.setattr(latency, "torch_sources", sources)
+    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(latency, "moving_clips", lambda *_: np.zeros((8, 2, 2, 2, 3), np.uint8))
+    write_subjects(settings, [])
+    events_of(latency.run, dataclasses.replace(settings, present=("cuda", "torch")))
+    assert asked == [("PyTorch alone eager", (1, 4), True), ("PyTorch alone compiled", (4,), True)]
+
+
+def test_a_compiler_that_fails_loses_no_other_row(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sources(_: object, *, compiled: bool = False) -> list[Any]:
+        if compiled:
+            raise RuntimeError("no Triton")
+        return []
+
+    monkeypatch.setattr(latency, "torch_sources", sources)
+    monkeypatch.setattr(latency, "moving_clips", lambda *_: np.zeros((8, 2, 2, 2, 3), np.uint8))
+    write_subjects(settings, [])
+    events = events_of(latency.run, dataclasses.replace(settings, present=("cuda", "torch")))
+    assert [event["detail"] for event in events if event["kind"] == "latency"] == ["RuntimeError: no Triton"]

@@ -63,8 +63,8 @@ def bench(  # noqa: PLR0913  # one option each
 
     cases = Cases(
         batches=_numbers("--batch", batch),
-        frames=_numbers("--frames", frames) if frames else (),
-        sizes=_numbers("--size", size) if size else (),
+        frames=() if frames is None else _numbers("--frames", frames),
+        sizes=() if size is None else _numbers("--size", size),
     )
     document = bench_bundle(
         bundle,

@@ -1,0 +1,147 @@
+"""`milnce bench`: one table of what runs here, with parity beside every speed, and no speed for wrong outputs."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import milnce
+from milnce_convert import bench_bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helpers.commands import Ran, Tiny
+
+    Run = Callable[..., Ran]
+
+DEMO = Path(__file__).parents[2] / "engines" / "demo"
+DOCUMENT = [
+    *("format_version", "bundle", "name", "digest", "machine", "settings", "reference", "video", "text", "left_out"),
+]
+FEW = ("--rounds", 1, "--frames", 4, "--size", 16)
+ROW = {
+    *("name", "backend", "device", "precision", "batch", "frames", "size", "gate", "parity", "failures", "error"),
+    *("median_s", "p95_s", "p99_s", "minimum_s", "spread", "rounds", "seconds", "ms_an_item", "items_per_s", "speed"),
+}
+
+
+@pytest.fixture
+def no_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide PyTorch from the command."""
+    monkeypatch.setattr(bench_bundle, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+
+
+@pytest.mark.usefixtures("no_pytorch")
+def test_the_document_says_everything_once(run: Run, tiny: Tiny) -> None:
+    ran = run("bench", tiny.path, "--json", "--batch", "1,2", *FEW)
+    assert ran.code == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    assert list(document) == DOCUMENT
+    assert document["format_version"] == 1
+    assert document["settings"] == {"rounds": 1, "threads": None}
+    assert document["machine"]["cores"] >= 1
+    assert document["reference"] == document["video"][0]["name"]
+    assert not document["reference"].startswith("PyTorch")
+    assert {(row["batch"], row["frames"], row["size"]) for row in document["video"]} == {(1, 4, 16), (2, 4, 16)}
+    names = {row["name"] for row in document["video"]}
+    assert {"onnxruntime fp32", "openvino fp32", "onnxruntime fp16"} <= names
+    for row in document["video"]:
+        assert row["failures"] or set(row) == ROW
+        assert row["speed"] is None or row["speed"]["median"] > 0
+    assert {row["batch"] for row in document["text"]} == {1, 256}
+    assert document["text"][0]["name"] == "numpy fp32"
+    assert "torch is not: pip install" in document["left_out"]["PyTorch"]
+    assert "sentences" in ran.stderr
+
+
+@pytest.mark.usefixtures("no_pytorch")
+def test_the_table_has_a_row_each_and_says_what_is_not_here(run: Run, tiny: Tiny) -> None:
+    ran = run("bench", tiny.path, "--backend", "onnxruntime", "--precision", "fp32", "--threads", 1, *FEW)
+    assert ran.code == 0, ran.stderr
+    assert "onnxruntime fp32 is 1; PyTorch is not here" in ran.stdout
+    (row,) = [line for line in ran.stdout.splitlines() if line.strip().startswith("4x16x16")]
+    assert "onnxruntime fp32" in row
+    assert "1.00x" in row
+    assert "openvino" not in ran.stdout
+    assert "ms a sentence" in ran.stdout
+    assert "not here: PyTorch: PyTorch is compared with where torch, onnx, onnxruntime are installed" in ran.stderr
+
+
+@pytest.mark.usefixtures("no_pytorch")
+def test_wrong_outputs_get_no_speed_and_a_failing_exit_code(
+    run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = milnce.Model.encode_video
+
+    def swap(self: milnce.Model, clips: Any, **options: Any) -> Any:  # noqa: ANN401
+        found = encode(self, clips, **options)
+        wrong = self.backend.name == "onnxruntime" and self.backend.precision == "fp32"
+        return milnce.VideoEmbeddings(found.embedding[:, ::-1], found.mixed_5c) if wrong else found
+
+    monkeypatch.setattr(milnce.Model, "encode_video", swap)
+    ran = run("bench", tiny.path, "--precision", "fp32", *FEW)
+    assert ran.code == 1
+    (row,) = [line for line in ran.stdout.splitlines() if "onnxruntime fp32" in line and "4x16x16" in line]
+    assert "fails the fp32 gate" in row
+    assert "x " not in row.split("gate")[1]
+    assert "onnxruntime fp32: cosine" in ran.stderr
+    (sound,) = [line for line in ran.stdout.splitlines() if "openvino fp32" in line and "4x16x16" in line]
+    assert "1.00x" in sound
+
+
+def test_pytorch_comes_first_with_the_bundle_s_own_weights(run: Run) -> None:
+    ran = run("bench", DEMO, "--json", "--backend", "onnxruntime", *FEW)
+    assert ran.code == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    assert [row["name"] for row in document["video"]] == [
+        *("PyTorch eager FP32", "PyTorch eager bf16", "onnxruntime fp32"),
+    ]
+    assert document["reference"] == "PyTorch eager FP32"
+    first, rounded, exact = document["video"]
+    assert first["speed"] == {"median": 1, "minimum": 1, "maximum": 1}
+    errors = [1 - row["parity"]["centred_cosine"] for row in (exact, rounded)]
+    assert errors[0] < 1e-6 < errors[1]
+    assert exact["parity"]["identical"] is False
+    assert document["text"][0]["name"] == "PyTorch eager FP32"
+    assert all(row["failures"] == [] for row in document["text"])
+
+
+def test_a_bundle_that_pytorch_cannot_be_made_of_is_measured_without(run: Run, tiny: Tiny) -> None:
+    ran = run("bench", tiny.path, "--backend", "onnxruntime", "--precision", "fp32", *FEW)
+    assert ran.code == 0, ran.stderr
+    assert "not here: PyTorch: " in ran.stderr
+    assert "no PyTorch tower can be made of video" in ran.stderr
+    ran = run("bench", tiny.path, "--backend", "onnxruntime", "--precision", "fp32", "--no-pytorch", *FEW)
+    assert ran.code == 0, ran.stderr
+    assert "PyTorch" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--batch", "1,x"), "--batch 1,x given; whole numbers of at least 1 with commas between expected"),
+        (("--frames", "0"), "--frames 0 given"),
+        (("--size", ""), "--size  given"),
+        (("--precision", "fp32,fp8"), "precision fp8 given; known are fp32, fp16"),
+        (("--backend", "gpu"), "backend gpu given; known are"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(run: Run, tiny: Tiny, arguments: tuple[str, str], text: str) -> None:
+    ran = run("bench", tiny.path, *arguments)
+    assert ran.code == 2
+    assert text in ran.stderr
+
+
+def test_sizes_that_the_graph_does_not_take_are_an_error_of_every_row(run: Run, tiny: Tiny) -> None:
+    ran = run("bench", tiny.path, "--backend", "onnxruntime", "--no-pytorch", "--size", "15", "--rounds", 1)
+    assert ran.code == 2
+    assert "height is 15" in ran.stderr
+
+
+def test_the_help_names_the_gate(run: Run) -> None:
+    assert "parity gate" in run("bench", "--help").stdout
