@@ -12,6 +12,7 @@ from helpers import fake_cuda, gpu_fakes
 from helpers.videos import make_video
 from milnce import embedding_stream
 from milnce.backends import CudaOptions
+from milnce.decoding.here import DecodingHere
 from milnce.device_arrays import DeviceArray
 from milnce.errors import BackendError, BackendUnavailableError
 from milnce.pipeline import embed_files
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from helpers.fake_cuda import FakeCuda
     from helpers.tiny_bundle import Tiny
     from milnce.cuda import Cuda
+    from milnce.decoding.events import Batch
     from milnce.model import Model
     from milnce.video import Preset
 
@@ -157,6 +159,29 @@ def test_closing_early_waits_for_what_reads_the_clips_on_the_gpu(
     next(stream)
     stream.close()  # type: ignore[attr-defined]  # it is a generator
     fake.check(leaks=False)
+
+
+@pytest.mark.usefixtures("nvdec")
+def test_clips_on_the_gpu_keep_their_places_until_their_batch_is_done(
+    on_gpu: Model, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = on_gpu.open("video", input_form="uint8")
+    submit, release, futures = backend.submit, DecodingHere.release, []
+    done: list[bool] = []
+
+    def noted(feeds: Any) -> Any:  # noqa: ANN401 - as the backend's
+        futures.append(submit(feeds))
+        return futures[-1]
+
+    def released(self: DecodingHere, batch: Batch) -> None:
+        done.append(futures[len(done)].done())
+        release(self, batch)
+
+    monkeypatch.setattr(backend, "submit", noted)
+    monkeypatch.setattr(DecodingHere, "release", released)
+    list(on_gpu.embed_files(paths, preset=PRESET, batch_size=2, decoder="nvdec"))
+    assert done == [True] * len(futures)
+    assert len(done) > 5
 
 
 def test_a_decoder_that_is_not_there_says_what_to_do(on_gpu: Model, paths: list[Path]) -> None:
