@@ -12,7 +12,7 @@ import pytest
 
 from helpers.quantizing import write_videos
 from helpers.videos import truncate
-from milnce.errors import InputError, OutputError
+from milnce.errors import InputError, OutputError, VideoError
 from milnce.video import get_preset, iter_windows
 from milnce_convert import quantize_clips
 from milnce_convert.demo.clips import encode
@@ -123,7 +123,7 @@ def test_nothing_is_left_of_a_video_that_fails_half_way(
         windows = iter_windows(path, *arguments, **options)
         yield next(windows)
         if path == fallen:
-            raise quantize_clips.VideoError(f"{path}: damaged half-way")
+            raise VideoError(f"{path}: damaged half-way")
         yield from windows
 
     monkeypatch.setattr(quantize_clips, "iter_windows", failing)
