@@ -60,6 +60,7 @@ class PacketData:
     duration: int = 0
     key: int = 0
     decode_flag: int = 0
+    bytes: bytes = b""  # for tests: what was at the address when it was fed
 
 
 @dataclass
@@ -124,7 +125,8 @@ class Decoder:
             frames = self._context.decode(None)
             self._context.flush_buffers()
         else:
-            fed = av.Packet(ctypes.string_at(packet.bsl_data, packet.bsl))
+            packet.bytes = ctypes.string_at(packet.bsl_data, packet.bsl)
+            fed = av.Packet(packet.bytes)
             fed.pts = fed.dts = packet.pts
             frames = self._context.decode(fed)
         return [self._lend(slot, fakes.change(frame)) for slot, frame in enumerate(frames)]

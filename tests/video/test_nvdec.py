@@ -151,6 +151,12 @@ def test_depths_ranges_and_odd_shapes_agree(
     assert lazy.open_decoders == 0
 
 
+def test_an_odd_height_upside_down_shows_its_last_row_of_chroma(lazy: FakeNvdec, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "odd.mp4", frames=20, size=(95, 65), codec="libvpx-vp9")
+    assert_same(set_display_matrix(path, (1, 0, 0, -1)), SLIDING)
+    assert lazy.cuda.violations == []
+
+
 def test_a_variable_rate_and_a_short_video_are_sampled_alike(lazy: FakeNvdec, tmp_path: Path) -> None:
     ticks = [0, 40, 45, 300, 310, 900, 940, 1500, 1501, 2100]
     path = make_video(tmp_path / "variable.mkv", frames=10, ticks=ticks)
@@ -168,6 +174,22 @@ def test_windows_in_the_middle_are_reached_by_seeking(lazy: FakeNvdec, numbered_
     fed = [packet for packet in lazy.packets if packet.bsl]
     assert len(fed) < 300  # of 600: the keyframes are 250 frames apart
     assert any(not packet.bsl for packet in lazy.packets[:3]), "the decoder was not told that the file was wound"
+
+
+def test_a_seek_to_a_keyframe_of_an_open_group_brings_its_parameters(lazy: FakeNvdec, tmp_path: Path) -> None:
+    options = {"x264-params": "open-gop=1:scenecut=0", "preset": "ultrafast"}
+    path = make_video(tmp_path / "open.mp4", frames=200, gop=50, b_frames=2, codec_options=options)
+    assert_same(path, get_preset(SPREAD, windows=1), start_s=6.5, end_s=8.0)
+    (created,) = lazy.created
+    assert created["codec"].name == "H264"
+    first = next(packet.bytes for packet in lazy.packets if packet.bsl)
+    assert [first[at + 4] & 31 for at in starts(first)][:2] == [7, 8], "no parameter sets before the first picture"
+    assert 5 not in [first[at + 4] & 31 for at in starts(first)], "an IDR picture is no open group's"
+
+
+def starts(stream: bytes) -> list[int]:
+    """Return where the long start codes of an Annex B stream lie."""
+    return [at for at in range(len(stream) - 4) if stream[at : at + 4] == b"\0\0\0\1"]
 
 
 def test_the_clip_is_complete_and_outlives_the_decoding(nvdec: FakeNvdec) -> None:
