@@ -76,6 +76,7 @@ _PACKAGES = (
     ("cuda-bindings", "running on an NVIDIA GPU", 'pip install "milnce[tensorrt]" (or cuda, or rtx)'),
     ("tensorrt", "building and running plans for this GPU", 'pip install "milnce[tensorrt]"'),
     ("tensorrt-rtx", "building plans for RTX GPUs, on any machine", 'pip install "milnce[rtx]"'),
+    ("nncf", "quantising to INT8", 'pip install "milnce[int8]"'),
     ("torch", "export only", 'pip install "milnce[convert]"'),
     ("onnx", "export only", 'pip install "milnce[convert]"'),
 )
