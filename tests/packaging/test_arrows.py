@@ -45,6 +45,23 @@ FORBIDDEN = {
         ("backends", "video", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     ),
     "milnce.video": ("backends", "bundle", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli"),
+    **dict.fromkeys(
+        ("milnce.timing", "milnce.machine"),
+        (
+            "backends",
+            "video",
+            "tokenizer",
+            "model",
+            "pipeline",
+            "search",
+            "features",
+            "sheet",
+            "cli",
+            "bundle",
+            "bench",
+        ),
+    ),
+    "milnce.bench": ("video", "pipeline", "search", "features", "sheet", "cli"),
     "milnce.tokenizer": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli", "bundle"),
     "milnce.bundle": ("backends", "video", "model", "pipeline", "search", "features", "sheet", "cli"),
     # The model hands files to the pipeline, and knows nothing else above or beside it.
