@@ -123,6 +123,7 @@ def tensor(dims: Sequence[int], raw: bytes, kind: int = TensorProto.FLOAT) -> by
 @pytest.mark.parametrize(
     ("model", "text"),
     [
+        (tensor([1], b"\0" * 8), r"the shape \(1,\) of 'w' does not fit its 8 bytes"),
         (tensor([3], b"\0" * 8), r"the shape \(3,\) of 'w' does not fit its 8 bytes"),
         (tensor([2**62, 4], b""), "does not fit its 0 bytes"),
         (tensor([2**33, 2**33], b"\0" * 8), "does not fit its 8 bytes"),  # 2**66 numbers, 0 in 64 bits
