@@ -49,6 +49,8 @@ def test_a_batch_closes_when_it_is_full_and_answers_everyone_with_their_own(made
     batcher, model = made(max_batch=4, max_delay_ms=1e9)
     futures = [batcher.submit_video(clip(number)) for number in range(12)]
     assert [answered(future.result(TIMEOUT_S)) for future in futures] == list(range(12))
+    lone = batcher.submit_video(clip(12))  # what was there before does not count any more
+    assert wait([lone], timeout=0.05).not_done == {lone}
     assert model.uint8.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
