@@ -174,8 +174,7 @@ def test_every_count_sees_one_more(watch: Watch, tmp_path: Path) -> None:
         rises(watch, "fds", lambda: opened.append(os.open(os.devnull, os.O_RDONLY)))
         rises(watch, "threads", threading.Thread(target=end.wait, daemon=True).start)
         rises(watch, "children", lambda: process.append(subprocess.Popen(["/bin/sleep", "60"])))
-        foreign.touch()
-        rises(watch, "shared_memory", shared.touch)
+        rises(watch, "shared_memory", lambda: [path.touch() for path in (shared, foreign)])  # type: ignore[func-returns-value]
         rises(watch, "temporary_files", lambda: tempfile.mkstemp(dir=tmp_path))
         # One that has ended and was not waited for is there too.
         process[0].kill()
@@ -195,6 +194,7 @@ def test_memory_that_is_held_is_seen_and_memory_that_is_free_is_not(watch: Watch
     watch.sample(0, 0)
     before = watch.sample(0, 0)
     held: list[Any] = [bytes(2000) for _ in range(20_000)]  # of 40 MB, in pieces that the heap is grown for
+    on_top = bytes(2000)  # so that the heap does not end in what will be free, which glibc gives back by itself
     cycle: list[Any] = [held]
     cycle.append(cycle)
     during = watch.sample(0, 0)
@@ -206,7 +206,7 @@ def test_memory_that_is_held_is_seen_and_memory_that_is_free_is_not(watch: Watch
         after = watch.sample(0, 0)
     finally:
         gc.enable()
-    assert after.private_bytes - before.private_bytes < 8e6
+    assert after.private_bytes - before.private_bytes < 8e6 + len(on_top)
     assert watch.sample(0, 0).peak_bytes < during.rss_bytes - 20e6
 
 

@@ -57,7 +57,7 @@ def test_what_is_no_leak(held: list[float]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("scale_mib", [0.3, 3.0])
+@pytest.mark.parametrize("scale_mib", [0.3, 3.0, 6.0])
 def test_noise_is_no_leak(seed: int, scale_mib: float) -> None:
     assert memory_growth(REQUESTS, series(noise(scale_mib * MIB, seed))).problem == ""
 
