@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import milnce
+from helpers.doubling import Doubling
 from helpers.tiny_bundle import Tiny, write_tiny_bundle
 from helpers.videos import make_video
+from milnce.backends.base import CudaOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from helpers.fake_cuda import FakeCuda
     from milnce.model import Model
 
 
@@ -47,3 +50,18 @@ def model(tiny: Tiny) -> Iterator[Model]:
     """Return the tiny bundle in ONNX Runtime."""
     with milnce.load(tiny.path, backend="onnxruntime") as opened:
         yield opened
+
+
+@pytest.fixture
+def opened(fake: FakeCuda) -> Iterator[Callable[..., Doubling]]:
+    """Return what opens the doubling graph on the module's simulated GPU, which is checked when all are closed."""
+    backends: list[Doubling] = []
+
+    def make(device: int = 0, **options: Any) -> Doubling:  # noqa: ANN401 - CudaOptions' own
+        backends.append(Doubling(fake, CudaOptions(**options), device=device))
+        return backends[-1]
+
+    yield make
+    for backend in backends:
+        backend.close()
+    fake.check()

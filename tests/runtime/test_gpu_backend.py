@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from helpers import fake_cuda
-from helpers.doubling import SIZES, Doubling, doubled, floats, hold_completions
-from milnce.backends.base import CudaOptions
+from helpers.doubling import SIZES, Doubling, doubled, floats, hold_completions, run
 from milnce.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,25 +30,6 @@ every_policy = pytest.mark.parametrize("fake", POLICIES, indirect=True, ids=lamb
 def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     policy, seed = getattr(request, "param", POLICIES[0])
     return fake_cuda.install(monkeypatch, policy=policy, seed=seed, gpus=[fake_cuda.FakeGpu(), fake_cuda.FakeGpu("B")])
-
-
-@pytest.fixture
-def opened(fake: FakeCuda) -> Iterator[Opened]:
-    backends: list[Doubling] = []
-
-    def make(device: int = 0, **options: Any) -> Doubling:  # noqa: ANN401 - CudaOptions' own
-        backends.append(Doubling(fake, CudaOptions(**options), device=device))
-        return backends[-1]
-
-    yield make
-    for backend in backends:
-        backend.close()
-    fake.check()
-
-
-def run(backend: Doubling, array: Floats) -> Floats:
-    result: Floats = backend.run({"mixed_5c": array})["video_embedding"]
-    return result
 
 
 def result(future: Future[dict[str, Any]]) -> Floats:

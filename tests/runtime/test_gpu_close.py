@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from cuda.bindings.runtime import cudaError_t
 
 from helpers import fake_cuda
-from helpers.doubling import Doubling, Foreign, doubled, floats
+from helpers.doubling import Doubling, Foreign, doubled, floats, run
 from milnce.backends.base import CudaOptions
 from milnce.cuda import Cuda
 from milnce.errors import BackendError
@@ -23,7 +23,6 @@ from milnce.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from helpers.doubling import Floats
     from helpers.fake_cuda import FakeCuda
     from helpers.fake_cuda_streams import Policy
 
@@ -33,25 +32,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake_cuda.install(monkeypatch, policy="lazy", gpus=[fake_cuda.FakeGpu(), fake_cuda.FakeGpu("B")])
-
-
-@pytest.fixture
-def opened(fake: FakeCuda) -> Iterator[Opened]:
-    backends: list[Doubling] = []
-
-    def make(device: int = 0, **options: Any) -> Doubling:  # noqa: ANN401 - CudaOptions' own
-        backends.append(Doubling(fake, CudaOptions(**options), device=device))
-        return backends[-1]
-
-    yield make
-    for backend in backends:
-        backend.close()
-    fake.check()
-
-
-def run(backend: Doubling, array: Floats) -> Floats:
-    result: Floats = backend.run({"mixed_5c": array})["video_embedding"]
-    return result
 
 
 def said_by(work: Callable[[], object]) -> str:

@@ -13,16 +13,15 @@ import pytest
 from cuda.bindings.runtime import cudaError_t
 
 from helpers import fake_cuda
-from helpers.doubling import Doubling, Foreign, doubled, floats, hold_completions
+from helpers.doubling import Doubling, Foreign, doubled, floats, hold_completions, run
 from milnce.backends.base import CudaOptions
 from milnce.backends.batches import Copier
 from milnce.cuda_resources import Event
 from milnce.errors import BackendError, DeviceMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from helpers.doubling import Floats
     from helpers.fake_cuda import FakeCuda
 
     Opened = Callable[..., Doubling]
@@ -31,25 +30,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake_cuda.install(monkeypatch, policy="lazy", gpus=[fake_cuda.FakeGpu(), fake_cuda.FakeGpu("B")])
-
-
-@pytest.fixture
-def opened(fake: FakeCuda) -> Iterator[Opened]:
-    backends: list[Doubling] = []
-
-    def make(device: int = 0, **options: Any) -> Doubling:  # noqa: ANN401 - CudaOptions' own
-        backends.append(Doubling(fake, CudaOptions(**options), device=device))
-        return backends[-1]
-
-    yield make
-    for backend in backends:
-        backend.close()
-    fake.check()
-
-
-def run(backend: Doubling, array: Floats) -> Floats:
-    result: Floats = backend.run({"mixed_5c": array})["video_embedding"]
-    return result
 
 
 def raise_at(backend: Doubling, turn: int, error: BaseException) -> None:
