@@ -51,6 +51,14 @@ def test_an_int8_model_runs_the_quantised_video_graph_and_the_fp32_graphs_of_all
     assert 0 < difference < 0.02  # weights rounded to 8 bits, and not the FP32 graph
 
 
+def test_text_and_projection_stay_fp32_where_openvino_runs_them_too(both: Bundle) -> None:
+    _needs_int8()
+    with milnce.load(both.path, backend="openvino", precision="int8") as model:
+        assert model.open("text").graph.precision == model.open("projection").graph.precision == "fp32"
+        found = model.encode_text("open the door")
+    np.testing.assert_allclose(found, milnce_text(both, "open the door"), rtol=0, atol=2e-5)
+
+
 def milnce_text(bundle: Bundle, sentence: str) -> Any:  # noqa: ANN401 - an array
     with milnce.load(bundle.path, modules=("text",)) as model:
         return model.encode_text(sentence)
