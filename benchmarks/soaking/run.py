@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from collections import Counter, defaultdict
@@ -121,7 +122,7 @@ def run(settings: Settings, say: Callable[[str], None] = lambda _: None) -> dict
         The report: "settings", "rows" (an action each), "samples", "verdicts", and "problems", which is empty if all is
         well.
     """
-    watch = Watch(settings.folder / "tmp", lambda name: name.startswith((SHARED_PREFIX, "milnce", "psm_")))
+    watch = Watch(settings.folder / "tmp", _is_ours)
     planted = Planted(settings.plan)
     ledger = Ledger()
     samples: list[Sample] = []
@@ -159,6 +160,13 @@ def run(settings: Settings, say: Callable[[str], None] = lambda _: None) -> dict
         model.close()
         left = watch.sample(time.perf_counter() - began, ledger.requests.total())
     return _report(settings, str(model.backend), scene, ledger, samples, (first, left))
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an entry of /dev/shm may be of this process; what another soak has planted is not."""
+    if name.startswith(SHARED_PREFIX):
+        return name.startswith(f"{SHARED_PREFIX}{os.getpid()}-")
+    return name.startswith(("milnce", "psm_"))  # as Python's multiprocessing names its own
 
 
 def _round(settings: Settings, scene: Scene, callers: ThreadPoolExecutor, ledger: Ledger, number: int) -> None:
