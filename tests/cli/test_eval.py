@@ -169,9 +169,9 @@ def test_the_number_of_words_is_an_option(
     given: list[int | None] = []
     encode = Model.encode_text
 
-    def spy(model: Model, sentences: Any, *, max_words: int | None = None) -> Any:  # noqa: ANN401  # as the model's
+    def spy(model: Model, sentences: Any, *, max_words: int | None = None, **options: Any) -> Any:  # noqa: ANN401
         given.append(max_words)
-        return encode(model, sentences, max_words=max_words)
+        return encode(model, sentences, max_words=max_words, **options)
 
     monkeypatch.setattr(Model, "encode_text", spy)
     assert run(*asked, "--videos", videos).code == 0
