@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SEED = 0
-_CALIBRATION_CLIPS = 8
+_CALIBRATION_CLIPS = 16
 
 
 def full_width_bundle(work: Path) -> Path:
