@@ -65,7 +65,7 @@ def test_no_folder_of_the_checkout_becomes_an_import_name(wheel: Path) -> None:
 
 
 def test_the_wheel_is_small_and_typed_and_holds_code_only(wheel: Path) -> None:
-    # 145 kB before evaluation, search index and demo came, 362 before decoding processes, batcher, NVIDIA's decoder, INT8.
+    # 145 kB before evaluation, search index and demo came; 362 before decoding processes, the batcher, INT8.
     assert wheel.stat().st_size < 540_000
     held = names(wheel)
     modules = {"milnce/cli/__init__.py", "milnce/video/__init__.py", "milnce_convert/demo/samples.py"}
