@@ -9,12 +9,13 @@ PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
 DEMO := build/demo
 
-.PHONY: help demo test lint types unit bench gpu-check clean
+.PHONY: help demo test lint types unit bench soak gpu-check clean
 
 help:
 	@echo "make demo   install what a user needs (no PyTorch), write sample videos and search them by sentences"
 	@echo "make test   install what the tests need, then lint, types and tests"
 	@echo "make bench  measure this machine; reports go to benchmarks/results/"
+	@echo "make soak   half an hour of mixed traffic in one process: every answer checked, nothing may grow"
 	@echo "make gpu-check   on a machine with an NVIDIA GPU: test and measure what is installed there; needs no network"
 
 # A stamp for each set of packages: with nothing changed, a second run needs no network.
@@ -55,11 +56,20 @@ unit: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/batcher.py
+	$(BIN)/python benchmarks/text.py
+	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/parity.py
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/report.py
+
+# Half an hour of mixed traffic; ends with an error if an answer was wrong or anything grew.
+soak: $(VENV)/.test
+	$(BIN)/python benchmarks/soak.py --minutes 30
 
 # With the machine's own Python and what it has installed, since a GPU's libraries belong to its machine.
 gpu-check:
