@@ -71,6 +71,7 @@ def test_a_second_search_embeds_only_what_is_new(
     assert sum(clips) == 20
     assert json.loads(third.stdout)["index"] == {
         "path": path,
+        "precision": "fp32",
         "new": 2,
         "changed": 1,
         "unchanged": 1,

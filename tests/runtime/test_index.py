@@ -208,7 +208,10 @@ def test_the_same_bytes_are_embedded_once_and_found_in_each_file(
     check_found(index, found)
 
 
-def test_many_files_are_done_some_at_a_time(index: IndexFile, tmp_path: Path, embedder: Embedder) -> None:
+def test_many_files_are_done_some_at_a_time(
+    index: IndexFile, tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milnce.index._FILES_AT_ONCE", 16)
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(50):

@@ -212,7 +212,7 @@ def _through_index(
             parts = index.windows(sha256)
             gathered.add(str(video), ((spans_s, score(queries, embedding)) for spans_s, embedding in parts))
     counts = asdict(update)
-    gathered.index = {"path": str(path), **{name: counts[name] for name in _COUNTS}}
+    gathered.index = {"path": str(path), "precision": makers.precision, **{name: counts[name] for name in _COUNTS}}
 
 
 _COUNTS = ("new", "changed", "unchanged", "removed", "embedded")
