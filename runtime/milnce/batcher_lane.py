@@ -201,6 +201,20 @@ class Lane:
                 self._wakes.get(timeout=max(sleep_s, 0.0))
         return not ended
 
+    def fail(self, error: BaseException) -> None:
+        """End after an error of the lane's own, which is a defect: fail what waits, and take no more requests."""
+        with self._lock:
+            self._closing = True
+            waiting, expired = self._queue.clear(), self._expired
+            self._expired = []
+            for request in waiting:
+                request.future.set_running_or_notify_cancel()
+            self._counts["dropped"] += len(waiting)
+        for request in (*waiting, *expired):
+            problem = BackendError(f"{self.name}: not run, as the batcher failed ({type(error).__name__}: {error})")
+            problem.__cause__ = error
+            self._tell(request, problem)
+
     def _refuse_fork(self) -> None:
         if not self.here:  # and the lock may be held by a thread that is not there any more
             raise ClosedError(
@@ -294,8 +308,12 @@ class Lane:
 
 
 def _serve(lane: Lane) -> None:
-    while lane.step():
-        pass
+    try:
+        while lane.step():
+            pass
+    except BaseException as error:  # noqa: BLE001 - whoever waits for an answer must get one
+        _LOG.exception("%s: the batcher's thread failed", lane.name)
+        lane.fail(error)
 
 
 def _end_all() -> None:

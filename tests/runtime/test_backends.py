@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -95,6 +97,16 @@ def test_sizes_may_change_from_call_to_call_and_back(open_graph: Callable[..., B
         clips = tiny_clips(2, frames=frames, size=size, seed=size)
         result = backend.run({"video": clips})["mixed_5c"]
         np.testing.assert_allclose(result, tiny.weights.video(clips)[1], rtol=0, atol=TOLERANCE["fp32"])
+
+
+def test_no_backend_keeps_the_callers_clips(open_graph: Callable[..., Backend]) -> None:
+    backend = open_graph()
+    clips = tiny_clips(1)
+    kept = weakref.ref(clips)
+    backend.run({"video": clips})
+    del clips
+    gc.collect()
+    assert kept() is None
 
 
 def test_any_memory_layout_gives_the_same_numbers(open_graph: Callable[..., Backend]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from helpers.slow_model import TIMEOUT_S, SlowModel, answered, clip, wait_until
 from milnce import batcher_lane
 from milnce.batcher import Batcher
+from milnce.batcher_queue import RequestQueue
 from milnce.errors import BackendError, ClosedError, QueueFullError
 
 if TYPE_CHECKING:
@@ -288,3 +289,20 @@ def test_the_interpreter_ends_with_requests_under_way(ending: str, tmp_path: Pat
     assert done.stdout.split() == ["NoneType"] + ["ClosedError"] * 4, done.stderr
     assert done.returncode == (0 if "Keyboard" not in ending else -2)
     assert "Fatal" not in done.stderr
+
+
+def test_a_lane_that_fails_leaves_no_future_unanswered(model: SlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(*_: object, **__: object) -> None:
+        raise MemoryError("planted")
+
+    with make(model, max_batch=1) as batcher:
+        first = occupy(batcher, model)
+        waiting = [batcher.submit_video(clip(number)) for number in range(3)]
+        monkeypatch.setattr(RequestQueue, "take", planted)
+        model.release()
+        first.result(TIMEOUT_S)
+        for future in waiting:
+            with pytest.raises(BackendError, match=r"video: not run, as the batcher failed \(MemoryError: planted\)"):
+                future.result(TIMEOUT_S)
+        with pytest.raises(ClosedError):
+            batcher.submit_video(clip(4))

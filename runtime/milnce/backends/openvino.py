@@ -88,7 +88,7 @@ class OpenVinoBackend(CpuBackend):
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
         self._lock = Lock()
-        self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self._requests: OrderedDict[tuple[tuple[int, ...], ...], tuple[Any, dict[str, Any]]] = OrderedDict()
         try:
             self._model = _core().read_model(bytes(model))
         except Exception as error:
@@ -110,12 +110,21 @@ class OpenVinoBackend(CpuBackend):
         with self._lock:
             if self._model is None:
                 raise BackendError(f"{NAME}: {self.graph} was closed while in use; load the model again")
-            request = self._request(shapes)
-            request.infer(dict(feeds), share_inputs=True)
-            return {spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs}
+            request, inputs = self._request(shapes)
+            # OpenVINO shares no memory that it may not write to, and does not hold what it shares: it must live here.
+            arrays = {name: array if array.flags.writeable else array.copy() for name, array in feeds.items()}
+            try:
+                for name, array in arrays.items():
+                    request.set_tensor(name, _tensor(array))
+                request.infer()
+                return {spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs}
+            finally:
+                # The caller's arrays, and the shared memory that they may lie in, are not the request's after this.
+                for name, tensor in inputs.items():
+                    request.set_tensor(name, tensor)
 
-    def _request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:  # noqa: ANN401 - the library is not typed
-        """Return the inference request compiled for the inputs' `shapes`, or for dynamic ones if it is empty."""
+    def _request(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Any, dict[str, Any]]:
+        """Return the request compiled for the inputs' `shapes`, or dynamic ones if empty, and its own input tensors."""
         if shapes in self._requests:
             self._requests.move_to_end(shapes)
             return self._requests[shapes]
@@ -137,8 +146,9 @@ class OpenVinoBackend(CpuBackend):
             )
         if self.graph.precision == "int8":
             require_int8(self._model, compiled, self.graph)
-        self._requests[shapes] = request
-        return request
+        inputs = {spec.name: request.get_tensor(spec.name) for spec in self.inputs}
+        self._requests[shapes] = request, inputs
+        return self._requests[shapes]
 
 
 def _core() -> Any:  # noqa: ANN401 - the library is not typed
@@ -152,6 +162,10 @@ def _core() -> Any:  # noqa: ANN401 - the library is not typed
         if not _CORES:
             _CORES.append(import_openvino().Core())
         return _CORES[0]
+
+
+def _tensor(array: NDArray[Any]) -> Any:  # noqa: ANN401 - the library is not typed
+    return import_openvino().Tensor(array, shared_memory=True)
 
 
 def import_openvino() -> Any:  # noqa: ANN401 - the library is not typed
