@@ -1,8 +1,9 @@
 """One sentence, and ten thousand: the text tower in NumPy beside ONNX Runtime and OpenVINO on the same cores.
 
-    python benchmarks/text.py --bundle FOLDER [--rounds 5] [--single-rounds 1000] [--sentences 10000] [--cores N]
+    python benchmarks/text.py [--bundle FOLDER] [--rounds 5] [--single-rounds 1000] [--sentences 10000] [--cores N]
 
-Sentences are made of the bundle's own words: "drawn by Zipf's law", as captions are (rank r with weight 1/r, lengths
+Without --bundle it is a full-width one of seeded weights, made once in --work. Sentences are made of the bundle's own
+words: "drawn by Zipf's law", as captions are (rank r with weight 1/r, lengths
 around 8 words), and "all words different", the worst case, 16 words each, all words equally likely. Each measurement
 runs in a process of its own, whose libraries have as many threads as there are cores: one for single sentences. Inside
 it the backends take turns, round by round, and what they give is held to 1e-5 of the largest value of ONNX Runtime's.
@@ -35,13 +36,15 @@ TOLERANCE = 1e-5
 CASES = ("zipf", "different")
 # ONNX Runtime and OpenVINO get the batches that `Model.encode_text` gives them.
 _BATCH = 256
+_WORK = Path(__file__).resolve().parents[1] / "build" / "benchmarks"
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main() -> None:
     """Measure, write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, default=None, help="a bundle to measure instead of the seeded one")
+    parser.add_argument("--work", type=Path, default=_WORK, help="where the seeded bundle is kept")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--single-rounds", type=int, default=1000)
     parser.add_argument("--sentences", type=int, default=10_000)
@@ -52,10 +55,14 @@ def main() -> None:
         print(json.dumps(_MEASUREMENTS[options.child](options)))
         return
     import harness  # noqa: PLC0415 - not in the children, which load what they measure alone
+    from bundles import full_width_bundle  # noqa: PLC0415
 
+    bundle = options.bundle or full_width_bundle(options.work)
     everything = sorted(os.sched_getaffinity(0))
     cores = everything[: options.cores or len(everything)]
-    measured = {name: _in_a_process(name, cores[:1] if name in {"single", "load"} else cores) for name in _MEASUREMENTS}
+    measured = {}
+    for name in _MEASUREMENTS:
+        measured[name] = _in_a_process(name, bundle, cores[:1] if name in {"single", "load"} else cores)
     settings = {
         "sentences": options.sentences,
         "rounds": options.rounds,
@@ -85,9 +92,9 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [target.to_json() for target in found]
 
 
-def _in_a_process(name: str, cores: list[int]) -> dict[str, Any]:
+def _in_a_process(name: str, bundle: Path, cores: list[int]) -> dict[str, Any]:
     """Run one measurement on these cores alone, every library with as many threads."""
-    arguments = [sys.executable, __file__, *sys.argv[1:], "--child", name]
+    arguments = [sys.executable, __file__, *sys.argv[1:], "--bundle", str(bundle), "--child", name]
     threads = dict.fromkeys(_THREAD_VARIABLES, str(len(cores)))
     done = subprocess.run(  # noqa: S603 - this very script
         arguments,
@@ -209,16 +216,16 @@ def _many(case: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
         for name, encode in encoders.items():
             actions[name] = lambda encode=encode: encode(tokens)  # type: ignore[misc] # bound now, called without
         timings, errors = interleaved(actions, rounds=options.rounds, warmup=1, seconds=100, least=3)
-        rows = []
-        for name in opened:
-            row = _row(f"many, {case}", name, parity[name], errors.get(name))
+        rows = [_row(f"many, {case}", name, parity[name], errors.get(name)) for name in opened]
+        sound = [row["backend"] for row in rows if not row["failures"]]
+        for row in rows:
+            name = row["backend"]
             if not row["failures"]:
-                row |= timings[name].to_json()
+                row.update(timings[name].to_json())
                 row["sentences_per_s"] = options.sentences / timings[name].median_s
-                others = [other for other in opened if other in timings]
-                row["times_as_fast_as"] = {other: ratios(timings[other], timings[name]).median for other in others}
-            rows.append(row)
+                row["times_as_fast_as"] = {other: ratios(timings[other], timings[name]).median for other in sound}
         row = {"case": f"many, {case}", "backend": "tokenizer", "name": f"many, {case}: tokenizer", "failures": []}
+        row |= {"gate": None, "why": "it turns sentences into words, which every row is given"}
         rows.append(row | timings["tokenizer"].to_json() | {"different_words": len(set(tokens.ravel().tolist()))})
         return {"rows": rows}
 
@@ -230,10 +237,14 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
     script = (
         "import sys, time; began = time.perf_counter(); import milnce\n"
         "model = milnce.load(sys.argv[1], backend=sys.argv[2], modules=('text',))\n"
-        "model.encode_text('open the door'); print(time.perf_counter() - began)"
+        "found = model.encode_text('open the door'); seconds = time.perf_counter() - began\n"
+        "import json; print(json.dumps({'seconds': seconds, 'embedding': found.tolist()}))"
     )
+    import numpy as np  # noqa: PLC0415
+
     from milnce.timing import Timing  # noqa: PLC0415
 
+    embeddings: dict[str, list[Any]] = {name: [] for name in BACKENDS}
     seconds: dict[str, list[float]] = {name: [] for name in BACKENDS}
     failures: dict[str, str] = {}
     for number in range(options.rounds + 1):
@@ -241,12 +252,18 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
             arguments = [sys.executable, "-W", "ignore", "-c", script, str(options.bundle), name]
             done = subprocess.run(arguments, capture_output=True, text=True, check=False)  # noqa: S603 - the line above
             if done.returncode:
-                failures[name] = done.stderr.splitlines()[-1]
-            elif number:  # the first brings the files into the page cache
-                seconds[name].append(float(done.stdout))
+                failures[name] = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+                continue
+            answer = json.loads(done.stdout.splitlines()[-1])
+            embeddings[name].append(answer["embedding"])
+            if number:  # the first brings the files into the page cache
+                seconds[name].append(answer["seconds"])
+    # Every run is compared; a backend that failed in one gave less of them, and has no parity.
+    complete = {name: np.array(found, np.float32) for name, found in embeddings.items() if name not in failures}
+    parity = _parity(complete)
     rows = []
     for name in BACKENDS:
-        row = _row("start to first sentence", name, {}, failures.get(name))
+        row = _row("start to first sentence", name, parity.get(name, {}), failures.get(name))
         if not row["failures"]:
             row |= Timing(tuple(seconds[name])).to_json()
         rows.append(row)
@@ -265,8 +282,10 @@ def _parity(found: dict[str, NDArray[np.float32]]) -> dict[str, dict[str, float]
 
 def _row(case: str, backend: str, parity: dict[str, float], error: str | None) -> dict[str, Any]:
     failures = [] if error is None else [error]
-    distance = parity.get("relative_error", 0.0)
-    if not distance <= TOLERANCE:  # NaN is not
+    distance = parity.get("relative_error")
+    if distance is None:
+        failures += [] if failures else ["its outputs were compared with nothing"]
+    elif not distance <= TOLERANCE:  # NaN is not
         failures.append(f"relative error {distance:.1e}, at most {TOLERANCE:.0e} expected")
     return {"name": f"{case}: {backend}", "case": case, "backend": backend, "parity": parity, "failures": failures}
 
