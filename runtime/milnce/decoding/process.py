@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import milnce
+from milnce.decoding.descriptors import above_standard
 from milnce.decoding.messages import Channel
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class WorkerProcess:
     def __init__(self, setup: Setup) -> None:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with its:
+            # The number must not be one that standard input is given in the process.
+            with socket.socket(fileno=above_standard(its.detach())) as its:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
                     [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, _paths(), str(its.fileno())],
                     stdin=subprocess.DEVNULL,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from milnce.decoding.descriptors import above_standard
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ class SharedClips:
         size = 1
         for axis in shape:  # numpy's product would overflow in silence
             size *= axis
-        made = os.memfd_create("milnce-clips") if fd is None else fd
+        made = above_standard(os.memfd_create("milnce-clips")) if fd is None else fd
         self._closing = weakref.finalize(self, os.close, made)
         self.fd = made
         if fd is None:
