@@ -32,6 +32,11 @@ _CHILDREN: dict[str, dict[int, str]] = {
 }
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 
+# What a file may ask for. protobuf's own readers stop at 100 messages in one another. milnce's largest graph has some
+# ten thousand fields; a file of two-byte operators would otherwise keep the walk busy for minutes.
+_DEEPEST = 100
+_MOST_FIELDS = 200_000
+
 
 def refuse_external_data(model: bytes | memoryview, file: str) -> None:
     """Check that the ONNX model needs no other file.
@@ -41,24 +46,45 @@ def refuse_external_data(model: bytes | memoryview, file: str) -> None:
         file: Its name, for messages.
 
     Raises:
-        BundleError: if a tensor lies in another file, or `model` is not a protocol buffer at all.
+        BundleError: if a tensor lies in another file, or `model` is not a protocol buffer at all, or is nested more
+            than 100 messages deep, or has more than 200 000 fields where tensors can be.
     """
-    # A list, not recursion: a hostile model may nest graphs deeper than Python's stack.
-    todo: list[tuple[str, int, int]] = [("Model", 0, len(model))]
     try:
-        while todo:
-            message, start, end = todo.pop()
-            for field in fields(model, start, end):
-                if message == "Tensor" and _is_external(model, field):
-                    raise BundleError(
-                        f"{file} keeps a tensor in another file (ONNX external data), which is refused; "
-                        "export the bundle again as single-file graphs"
-                    )
-                child = _CHILDREN[message].get(field.number)
-                if child is not None and field.wire == LENGTH:
-                    todo.append((child, field.start, field.end))
+        _walk(model, file)
     except WireFormatError:
         raise BundleError(f"{file} is not an ONNX model, or is cut; export the bundle again") from None
+
+
+def _walk(model: bytes | memoryview, file: str) -> None:
+    # Depth first, with the messages that are open on a list: memory grows with the depth alone, and that is bounded.
+    opened = [("Model", fields(model, 0, len(model)))]
+    count = 0
+    while opened:
+        message, rest = opened[-1]
+        children = _CHILDREN[message]
+        for field in rest:
+            count += 1
+            if count > _MOST_FIELDS:
+                raise BundleError(
+                    f"{file} has more than {_MOST_FIELDS} fields, which no exporter of milnce writes; "
+                    "export the bundle again"
+                )
+            if message == "Tensor" and _is_external(model, field):
+                raise BundleError(
+                    f"{file} keeps a tensor in another file (ONNX external data), which is refused; "
+                    "export the bundle again as single-file graphs"
+                )
+            child = children.get(field.number)
+            if child is not None and field.wire == LENGTH and field.start < field.end:
+                if len(opened) == _DEEPEST:
+                    raise BundleError(
+                        f"{file} is nested more than {_DEEPEST} messages deep, which no ONNX reader takes; "
+                        "export the bundle again"
+                    )
+                opened.append((child, fields(model, field.start, field.end)))
+                break
+        else:
+            opened.pop()
 
 
 def _is_external(model: bytes | memoryview, field: Field) -> bool:

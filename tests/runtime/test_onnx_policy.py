@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper
 
 import milnce
 from helpers.tiny_bundle import TinyWeights, text_graph, video_graph
+from milnce import onnx_policy
 from milnce.errors import BundleError
 from milnce.onnx_policy import refuse_external_data
 
@@ -78,6 +80,52 @@ def test_every_cut_of_a_model_is_refused_or_still_holds_no_external_data() -> No
     messages = [refusal(model[:end]) for end in range(len(model))]
     assert set(messages) == {None, "m.onnx is not an ONNX model, or is cut; export the bundle again"}
     assert messages.count(None) < 10  # a cut between two fields of the model itself is seen by its hash alone
+
+
+def peak_of(model: bytes) -> tuple[str | None, int]:
+    """Return the refusal, and the bytes that were allocated at most on the way to it."""
+    tracemalloc.start()
+    try:
+        return refusal(model), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def within(tag: int, content: bytes) -> bytes:
+    """Return a field that holds `content`."""
+    length, size = b"", len(content)
+    while size > 0x7F:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([tag << 3 | 2]) + length + bytes([size]) + content
+
+
+@pytest.mark.parametrize("node", [b"\x0a\x00", b"\x0a\x02\x2a\x00"], ids=["empty", "with an empty attribute"])
+def test_a_file_of_tiny_nodes_is_refused_before_it_costs_memory_or_minutes(node: bytes) -> None:
+    many = within(7, node * (5_000_000 // len(node)))
+    text, peak = peak_of(many)
+    assert text == "m.onnx has more than 200000 fields, which no exporter of milnce writes; export the bundle again"
+    assert peak < 100_000
+
+
+def test_fewer_nodes_than_that_pass_and_one_after_them_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = b"\x0a\x02\x2a\x00" * 10_000
+    text, peak = peak_of(within(7, nodes))
+    assert (text, peak < 100_000) == (None, True)
+    hidden = within(1, within(5, within(5, external_tensor("/etc/passwd").SerializeToString())))
+    assert "keeps a tensor in another file" in str(refusal(within(7, nodes + hidden + nodes)))
+    monkeypatch.setattr(onnx_policy, "_MOST_FIELDS", 20_001)  # the graph, and each node with its attribute
+    assert refusal(within(7, nodes)) is None
+    monkeypatch.setattr(onnx_policy, "_MOST_FIELDS", 20_000)
+    assert "has more than 20000 fields" in str(refusal(within(7, nodes)))
+
+
+@pytest.mark.parametrize(("below", "refused"), [(99, False), (100, True), (5_000, True)])
+def test_what_no_reader_takes_so_deep_is_refused(below: int, refused: bool) -> None:
+    content = b"\x18\x01"
+    for level in range(below, 1, -1):  # in the graph: node, attribute, graph, node, ...
+        content = within((1, 5, 6)[(level - 2) % 3], content)
+    expected = "m.onnx is nested more than 100 messages deep, which no ONNX reader takes; export the bundle again"
+    assert refusal(within(7, content)) == (expected if refused else None)
 
 
 @given(st.binary(max_size=200))
