@@ -54,7 +54,8 @@ class QuantizeOptions:
         held_out: Other clips to measure on, at most. One of 128 is 0.8 points of recall.
         seed: Decides which clips.
         preset: How clips are sampled: a name or a `Preset`; None for the bundle's own.
-        captions: Captions to measure retrieval by, over those of their clips whose videos are held out.
+        captions: Captions to measure retrieval by, over those of their clips whose videos are held out; they need two
+            or more different videos.
         largest_fall_points: How many points R@1 and R@5 may fall.
         overwrite: Replace a bundle that is at the destination.
 
@@ -132,7 +133,8 @@ def quantize_bundle(
         The bundle, its new graph and the figures.
 
     Raises:
-        InputError: if the bundle has no such graph, or has an INT8 one, or the videos give too few different clips.
+        InputError: if the bundle has no such graph, or has an INT8 one, or the videos give too few different clips,
+            or captions are given with a single video.
         BackendUnavailableError: if OpenVINO cannot compute in INT8 on this CPU: it could not be measured here.
         QuantizationError: if NNCF fails, or the INT8 graph fails its gate or retrieves worse by more than allowed;
             the figures are in the message and nothing is written.
@@ -152,6 +154,7 @@ def quantize_bundle(
         preset = resolve_preset(reference, options.preset)
         progress("draw clips from the videos")
         drawn = _draw(videos, preset, options, Path(folder))
+        _require_other_videos(drawn, options)
         progress(f"quantise on {len(drawn.calibration)} clips")
         data = quantize_graph(bundle.read(plain), list(drawn.calibration.clips))
         graph = _entry(plain, data)
@@ -195,6 +198,17 @@ def _draw(videos: Sequence[Path], preset: Preset, options: QuantizeOptions, fold
     return draw_clips(
         videos, preset, calibration=options.clips, held_out=options.held_out, seed=options.seed, folder=folder
     )
+
+
+def _require_other_videos(drawn: Drawn, options: QuantizeOptions) -> None:
+    """Refuse captions of a single video: they are of all of it, and its first half calibrates."""
+    shared = set(drawn.held_out_files) & set(drawn.calibration.videos)
+    if options.captions is not None and shared:
+        raise InputError(
+            f"captions were given with a single video ({', '.join(map(str, shared))}), whose first half calibrates, so "
+            "that retrieval would be measured on what was calibrated on; give two or more different videos, or leave "
+            "out the captions"
+        )
 
 
 def _entry(plain: GraphFile, data: bytes) -> GraphFile:

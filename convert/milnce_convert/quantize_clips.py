@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # A stretch of a file: (path, start in seconds or None, end in seconds or None).
 Stretch = tuple["Path", "float | None", "float | None"]
+
+_READ_BYTES = 1 << 20
 
 # With fewer the ranges of activations, and the figures, say too little.
 LEAST_CLIPS = 8
@@ -76,9 +79,9 @@ def draw_clips(
 ) -> Drawn:
     """Decode a seeded sample of windows, spread over the videos and over each of them.
 
-    The videos are split by a seeded shuffle; of a single one the first half calibrates and the second is held out.
-    Windows with the same pixels count once, and those held out do not overlap, so that each can be told from the
-    others.
+    The videos are split by a seeded shuffle, copies of a file together; of a single one the first half calibrates and
+    the second is held out. Windows with the same pixels count once in both parts together, and those held out do not
+    overlap, so that each can be told from the others.
 
     Args:
         paths: Video files, and folders to search for them.
@@ -98,9 +101,10 @@ def draw_clips(
     files = find_videos(list(paths))
     parts = _split(files, calibration / (calibration + held_out), np.random.default_rng(seed))
     failed: list[tuple[Path, MilnceError]] = []
-    found = []
+    found: list[_Collector] = []
+    seen: set[bytes] = set()
     for name, stretches, wanted in zip(("calibration", "held out"), parts, (calibration, held_out), strict=True):
-        collector = _Collector(folder / f"{name}.clips", preset, apart=name == "held out")
+        collector = _Collector(folder / f"{name}.clips", preset, seen, apart=name == "held out")
         with collector:
             for stretch, share in _shares(stretches, wanted, collector):
                 try:
@@ -119,12 +123,47 @@ def draw_clips(
 
 
 def _split(files: Sequence[Path], share: float, generator: np.random.Generator) -> tuple[list[Stretch], list[Stretch]]:
-    if len(files) == 1:
+    groups = _copies(files)
+    if len(groups) == 1:
         middle_s = _middle_s(files[0])
         return [(files[0], None, middle_s)], [(files[0], middle_s, None)]
-    order = [files[index] for index in generator.permutation(len(files))]
+    order = [groups[index] for index in generator.permutation(len(groups))]
     first = min(max(round(len(order) * share), 1), len(order) - 1)
-    return [(path, None, None) for path in order[:first]], [(path, None, None) for path in order[first:]]
+    return _whole(order[:first]), _whole(order[first:])
+
+
+def _whole(groups: Sequence[list[Path]]) -> list[Stretch]:
+    return [(path, None, None) for group in groups for path in group]
+
+
+def _copies(files: Sequence[Path]) -> list[list[Path]]:
+    """Group files of the same bytes; only files of the same size are read for it."""
+    sizes = [_size(path) for path in files]
+    counts = Counter(sizes)
+    groups: dict[object, list[Path]] = {}
+    for path, size in zip(files, sizes, strict=True):
+        alone = counts[size] == 1
+        groups.setdefault(path if alone else _digest(path), []).append(path)
+    return list(groups.values())
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _digest(path: Path) -> object:
+    """Return the digest of a file's bytes, or its path if it cannot be read: decoding it says what is wrong."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError:
+        return path
+    return digest.digest()
 
 
 def _middle_s(path: Path) -> float | None:
@@ -150,9 +189,10 @@ class _Collector:
 
     path: Path
     preset: Preset
+    seen: set[bytes]  # digests of the clips that were taken, also by another collector
     apart: bool
     videos: list[Path] = field(default_factory=list)  # one entry a clip
-    _seen: set[bytes] = field(default_factory=set)
+    _digests: list[bytes] = field(default_factory=list)  # one entry a clip
     _file: BinaryIO | None = None
 
     def __enter__(self) -> _Collector:  # noqa: PYI034  # typing.Self is not in Python 3.10
@@ -178,16 +218,19 @@ class _Collector:
                         self._add(path, window.clip)
         except VideoError:
             del self.videos[before:]  # what is written stands after the end, and the next clip goes over it
+            self.seen.difference_update(self._digests[before:])
+            del self._digests[before:]
             raise
 
     def _add(self, path: Path, clip: NDArray[np.uint8]) -> None:
         digest = hashlib.sha256(clip.data).digest()
-        if digest in self._seen or self._file is None:
+        if digest in self.seen or self._file is None:
             return
         with self._as_output_error():
             self._file.seek(len(self.videos) * clip.nbytes)
             self._file.write(clip.data)
-        self._seen.add(digest)
+        self.seen.add(digest)
+        self._digests.append(digest)
         self.videos.append(path)
 
     @contextmanager

@@ -288,3 +288,17 @@ def test_captions_of_other_videos_are_refused(tiny: Path, videos: Path, tmp_path
     )
     with pytest.raises(QuantizationError, match=r"none of the 1 clips of .* is among the videos that were held out"):
         quantize_bundle(Bundle.open(tiny), tmp_path / "out", [videos], options)
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_captions_of_a_single_video_are_refused(tiny: Path, tmp_path: Path, copies: int) -> None:
+    require_nncf()
+    folder = write_videos(tmp_path / "videos", 1, frames=120)
+    for number in range(copies):
+        shutil.copy(folder / "0.mp4", folder / f"copy{number}.mp4")
+    (tmp_path / "captions.csv").write_text("video,caption\n0,open door\n", "utf-8")
+    options = QuantizeOptions(clips=16, held_out=8, captions=read_captions(tmp_path / "captions.csv"))
+    text = r"captions were given with a single video \(.*0\.mp4\), .*; give two or more different videos, or leave out"
+    with pytest.raises(InputError, match=text):
+        quantize_bundle(Bundle.open(tiny), tmp_path / "out", [folder], options)
+    assert not (tmp_path / "out").exists()

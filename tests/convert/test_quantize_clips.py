@@ -62,6 +62,73 @@ def test_a_seed_decides_and_another_one_decides_otherwise(videos: Path, tmp_path
     assert first.held_out_files != other.held_out_files
 
 
+def shared_clips(drawn: Drawn) -> int:
+    """Return how many clips are in both parts."""
+    calibration, held_out = ({clip.tobytes() for clip in part.clips} for part in (drawn.calibration, drawn.held_out))
+    return len(calibration & held_out)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_copied_video_is_on_one_side_with_its_copies(videos: Path, tmp_path: Path, seed: int) -> None:
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    for path in sorted(videos.iterdir()):
+        shutil.copy(path, folder / f"copy-of-{path.name}")
+    drawn = draw(folder, tmp_path / "a", calibration=24, held_out=24, seed=seed)
+    assert min(len(drawn.calibration), len(drawn.held_out)) >= 8
+    assert shared_clips(drawn) == 0
+    sides = [
+        {path.name.removeprefix("copy-of-") for path in part}
+        for part in (drawn.calibration.videos, drawn.held_out_files)
+    ]
+    assert sides[0].isdisjoint(sides[1])
+    assert sum(path.name.startswith("copy-of-") for path in drawn.held_out_files) == len(sides[1])
+
+
+def test_clips_of_a_video_in_another_file_are_not_held_out_when_they_calibrate(videos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    for path in sorted(videos.iterdir()):
+        # Other bytes, the same pixels: as a file that was written again with other tags. "free" is a box without use.
+        (folder / f"again-{path.name}").write_bytes(path.read_bytes() + b"\x00\x00\x00\x08free")
+    drawn = draw(folder, tmp_path / "a", calibration=24, held_out=24)
+    names = [
+        {path.name.removeprefix("again-") for path in part} for part in (drawn.calibration.videos, drawn.held_out_files)
+    ]
+    assert names[0] & names[1]  # the bytes do not say that they are the same
+    assert shared_clips(drawn) == 0
+
+
+def test_copies_of_one_video_are_one_video(tmp_path: Path) -> None:
+    write_videos(tmp_path / "one", 1, frames=120)
+    for number in range(3):
+        shutil.copy(tmp_path / "one" / "0.mp4", tmp_path / "one" / f"copy{number}.mp4")
+    drawn = draw(tmp_path / "one", tmp_path / "a")
+    assert drawn.calibration.videos == drawn.held_out_files == (tmp_path / "one" / "0.mp4",)
+    assert shared_clips(drawn) == 0
+
+
+def test_a_video_that_fails_half_way_does_not_keep_its_clips_from_another(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    fallen = draw(folder, tmp_path / "honest").calibration.videos[0]
+    shutil.copy(fallen, folder / "copy.mp4")
+
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as the original
+        windows = iter_windows(path, *arguments, **options)
+        yield next(windows)
+        if path == fallen:
+            raise VideoError(f"{path}: damaged half-way")
+        yield from windows
+
+    monkeypatch.setattr(quantize_clips, "iter_windows", failing)
+    drawn = draw(folder, tmp_path / "a", calibration=40, held_out=40)
+    assert [path for path, _ in drawn.failed] == [fallen]
+    part = drawn.calibration if folder / "copy.mp4" in drawn.calibration.videos else drawn.held_out
+    assert folder / "copy.mp4" in part.videos
+    first = next(iter_windows(fallen, get_preset(PRESET, windows=4))).clip
+    assert any(np.array_equal(clip, first) for clip in part.clips)
+
+
 def test_only_as_many_videos_are_decoded_as_clips_are_wanted(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +206,7 @@ def test_videos_that_all_fail_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     for number in range(12):
-        (folder / f"{number:02}.mp4").write_bytes(b"no video")
+        (folder / f"{number:02}.mp4").write_bytes(b"no video %d" % number)
     with pytest.raises(InputError) as caught:
         draw(folder, tmp_path / "a")
     text = str(caught.value)
