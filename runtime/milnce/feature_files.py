@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from milnce.errors import InputError, MissingDependencyError
+from milnce.files import NUMPY_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,7 +163,7 @@ def read_npz(path: Path) -> dict[str, Any]:
         InputError: if it is damaged, or a member is missing.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with NUMPY_HEADERS, np.load(path, allow_pickle=False) as archive:
             missing = [name for name in (*COLUMNS, "metadata") if name not in archive.files]
             columns: dict[str, Any] = {} if missing else {name: archive[name] for name in (*COLUMNS, "metadata")}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:

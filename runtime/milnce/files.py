@@ -1,15 +1,21 @@
-"""Whether a file can be written, asked before the work and not after it."""
+"""Whether a file can be written, asked before the work and not after it; and what reads of NumPy's files share."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from milnce.errors import OutputError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# Held over np.load. NumPy parses the header of an array with ast.literal_eval, and CPython 3.11 counts the depth of the
+# tree that it builds for all threads together: in two at once, garbage collection between them, it raises "SystemError:
+# AST constructor recursion depth mismatch" for a file that is sound (python/cpython#106905).
+NUMPY_HEADERS = Lock()
 
 
 def check_absent(destination: Path, *, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milnce.errors import InputError, OutputError
-from milnce.files import check_absent, check_writable
+from milnce.files import NUMPY_HEADERS, check_absent, check_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,8 @@ def read_vector(path: Path, width: int) -> NDArray[np.float32]:
         raise InputError(f"{path}: no such file; a .npy file with {expected}")
     try:
         # Mapped: the header of a file says whether its content is worth reading.
-        stored: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        with NUMPY_HEADERS:
+            stored: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         # NumPy's own text is left out: of some files it proposes to unpickle them.
         raise InputError(f"{path}: not a .npy file of numbers; {expected}") from error
