@@ -76,13 +76,44 @@ def test_a_leak_of_a_kib_a_request_is_named_with_its_size() -> None:
     assert found.request_bytes == pytest.approx(1024, rel=0.01)
     assert found.fitted_bytes == pytest.approx(5200 * 1024, rel=0.01)
     assert found.problem == (
-        "gains 1,024 bytes a request, 5.1 MiB in 5,200 requests, and goes on; at most 256 bytes a request allowed"
+        "gains 1,024 bytes a request, 5.1 MiB in 5,200 requests, and goes on; at most 4.0 MiB allowed"
     )
 
 
 def test_a_leak_below_the_floor_in_all_is_none_yet() -> None:
     assert memory_growth(REQUESTS, series(line(400))).problem == ""
     assert memory_growth(REQUESTS, series(line(400)), Limits(floor_bytes=MIB)).problem
+
+
+def half_an_hour(requests_a_minute: int, *thirds_mib: float, request_bytes: float = 0.0, seed: int = 0) -> str:
+    """Return the problem of 258 samples in 30 minutes: the second half moves between its thirds' means, with noise."""
+    requests = np.arange(1, 259) * (requests_a_minute * 30 // 258)
+    held = np.interp(np.linspace(-1, 1, 258), (1 / 6, 1 / 2, 5 / 6), thirds_mib) * MIB
+    held += np.random.default_rng(seed).normal(0, 0.5 * MIB, 258) + requests * request_bytes
+    return memory_growth(requests.tolist(), held.tolist()).problem
+
+
+# Thirds of the second half of the resident memory of two soaks of 30 minutes, and how much they asked a minute then.
+RECORDED = [(5_310, 219.0, 219.2, 220.8), (32_800, 224.4, 224.2, 228.3)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("recorded", [*RECORDED, (20_000, 219.0, 219.0, 219.0), (6_000, 221.0, 220.0, 219.0)])
+def test_half_an_hour_that_was_flat_passes(recorded: tuple[int, float, float, float], seed: int) -> None:
+    assert half_an_hour(*recorded, seed=seed) == ""
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("recorded", [*RECORDED, (20_000, 219.0, 219.0, 219.0), (6_000, 219.0, 219.0, 219.0)])
+def test_100_bytes_a_request_for_half_an_hour_fail(recorded: tuple[int, float, float, float], seed: int) -> None:
+    assert "and goes on" in half_an_hour(*recorded, request_bytes=100, seed=seed)
+
+
+def test_what_may_be_gained_grows_with_the_requests() -> None:
+    assert half_an_hour(20_000, 219, 219, 219, request_bytes=12) == ""
+    assert half_an_hour(20_000, 219, 219, 219, request_bytes=32).endswith("; at most 4.1 MiB allowed")
+    assert half_an_hour(40_000, 219, 219, 219, request_bytes=12) == ""
+    assert half_an_hour(40_000, 219, 219, 219, request_bytes=32).endswith("; at most 8.2 MiB allowed")
 
 
 @pytest.mark.parametrize("held", [series(line(16_384)), series(step(50, 60 * MIB)), series(saw(30, 100 * MIB))])
