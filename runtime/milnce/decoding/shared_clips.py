@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milnce.decoding.descriptors import above_standard
+from milnce.decoding.descriptors import anonymous_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class SharedClips:
         fd: The memory of another process; None to make one.
 
     Raises:
-        OSError: if there is not so much memory.
+        OSError: if there is not so much memory, or the system gives none.
         OverflowError: if there are not even so many addresses.
     """
 
@@ -42,12 +42,14 @@ class SharedClips:
         size = 1
         for axis in shape:  # numpy's product would overflow in silence
             size *= axis
-        made = above_standard(os.memfd_create("milnce-clips")) if fd is None else fd
+        made = anonymous_file("milnce-clips", _PAGE + size) if fd is None else fd
         self._closing = weakref.finalize(self, os.close, made)
         self.fd = made
-        if fd is None:
-            os.ftruncate(made, _PAGE + size)
-        memory = mmap.mmap(made, _PAGE + size)  # freed with the last view of it
+        try:
+            memory = mmap.mmap(made, _PAGE + size)  # freed with the last view of it
+        except BaseException:
+            self._closing()
+            raise
         self.counters = memoryview(memory)[:_PAGE].cast("Q")
         self.clips: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, size, _PAGE).reshape(shape)
 

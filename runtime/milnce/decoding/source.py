@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import operator
 import os
@@ -14,7 +15,7 @@ from milnce.decoding.here import DecodingHere, HostClips
 from milnce.decoding.pool import DecodingPool
 from milnce.decoding.shared_clips import MOST_WORKERS, SharedClips
 from milnce.decoding.slots import Slots
-from milnce.errors import InputError
+from milnce.errors import DecoderError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _MOST_BY_DEFAULT = 16
 _NICENESS = 5
 _GPU_REGIONS = 3
+_TOO_LARGE = (errno.ENOMEM, errno.EFBIG)
 DECODERS = ("auto", "cpu", "nvdec")
 
 
@@ -60,6 +62,7 @@ def open_source(
 
     Raises:
         InputError: if a number is out of range, there is no such decoder, or there is no memory for a batch.
+        DecoderError: if the system gives no memory that processes could share.
         BackendUnavailableError: if NVIDIA's decoder is asked for and cannot be used.
         DeviceMemoryError: if it has not enough memory.
     """
@@ -76,7 +79,12 @@ def open_source(
         # One region is run while the next is filled; every worker must find a place besides.
         regions = 1 + math.ceil(max(batch_size, count + 1) / batch_size)
         memory = SharedClips((regions * batch_size, preset.frames, preset.size, preset.size, 3))
-    except (MemoryError, ValueError, OSError, OverflowError) as error:  # of the latter two, no addresses
+    except (MemoryError, ValueError, OSError, OverflowError) as error:  # of the second and the last, no addresses
+        if isinstance(error, OSError) and error.errno not in _TOO_LARGE:
+            raise DecoderError(
+                f"the system gives no memory to share with decoding processes ({error}); decode in this process: "
+                "workers=0, --workers 0"
+            ) from error
         raise InputError(f"batch_size is {batch_size}, too large ({error}); take a smaller one") from error
     settings = CrewSettings(count, max(1, cores() // count), _NICENESS, options.stall_s)
     slots = Slots(regions, batch_size, at_once=1 if device == "cpu" else None)
