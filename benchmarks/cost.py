@@ -211,7 +211,10 @@ def _start(command: Sequence[str]) -> str:
 
 def _environment() -> dict[str, str]:
     paths = [str(ROOT / name) for name in ("runtime", "convert")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {
+        **harness.environment(),
+        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
 
 
 if __name__ == "__main__":

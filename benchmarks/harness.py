@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from milnce.machine import describe
 FORMAT_VERSION = 1
 RESULTS = Path(__file__).parent / "results"
 
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Figures of a row that say how fast something is; see `write`.
 _SPEEDS = frozenset({"median_s", "p95_s", "p99_s", "minimum_s", "seconds", "speed", "timing"})
 
@@ -70,12 +73,27 @@ def write(name: str, report: dict[str, Any], *, results: Path = RESULTS) -> None
         speeds = sorted(key for key in row if key in _SPEEDS or key.endswith("_per_s"))
         if row.get("failures") and speeds:
             raise ValueError(f"{row.get('name')} fails its gate ({row['failures'][0]}) and has {', '.join(speeds)}")
+    _warn_of_bounds()
     document = {"report": name, "format_version": FORMAT_VERSION, "machine": describe(), **report}
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"{name}.json"
     path.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n", "utf-8")
     print(render_file(path))
     write_index(results)
+
+
+def environment() -> dict[str, str]:
+    """Return this process' environment for a child that is measured, without what bounds the threads of a part.
+
+    OMP_NUM_THREADS bounds PyTorch and OpenBLAS, but not OpenVINO: rows would be measured on different cores.
+    """
+    return {name: value for name, value in os.environ.items() if name not in _THREAD_VARIABLES}
+
+
+def _warn_of_bounds() -> None:
+    if bounds := [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if name in os.environ]:
+        words = f"{', '.join(bounds)} bounds some libraries' threads and not others': unset it and measure again"
+        print(f"  warning: {words}", file=sys.stderr)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold in some form

@@ -23,6 +23,7 @@ from harness import RESULTS, Target
 from milnce import CudaOptions
 from milnce.bench import open_all, video_source
 from milnce.bundle import Bundle
+from milnce.machine import blas_threads, cores
 from milnce.timing import Timing, ratios
 from milnce_convert.bench_bundle import pytorch_rows, video_rows
 
@@ -53,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _compile(options.compile_only)
         return
     path = options.bundle or full_width_bundle(options.work)
-    bundle = Bundle.open(path)
-    with open_all(path, cuda=CudaOptions(exhaustive_search=True)) as opened:
+    bundle, threads = Bundle.open(path), cores()
+    with open_all(path, threads=threads, cuda=CudaOptions(exhaustive_search=True)) as opened:
         compiled = options.compile and _can_compile(path, opened)
-        towers = pytorch_rows(bundle, opened, compiled=compiled, threads=None)
+        towers = pytorch_rows(bundle, opened, compiled=compiled, threads=threads)
         sources = [*towers.video, *map(video_source, opened.models)]
         rows: list[dict[str, Any]] = []
         for case in FULL if options.full else USUAL:
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     widths = {spec.name: spec.shape[1].size for spec in bundle.graph("video").outputs}
     full = widths["mixed_5c"] == _FULL_FEATURES
     settings = {"bundle": bundle.manifest.name, "rounds": options.rounds, "seconds": options.seconds}
+    settings |= {"threads": threads, "blas_threads": blas_threads()}
     settings |= {"full": options.full, "reference": sources[0].name, "main": list(MAIN)}
     report = {"settings": settings, "rows": rows, "left_out": left_out, "targets": targets(rows, left_out, full=full)}
     harness.write("latency", report, results=options.results)
@@ -117,7 +119,7 @@ def _timing(row: dict[str, Any] | None) -> Timing | None:
 def _bound(name: str, row: dict[str, Any] | None, left_out: dict[str, str], *, full: bool, compared: bool) -> str:
     if row is None:
         precision = name.partition(" ")[2]
-        reasons = [reason for what, reason in left_out.items() if what.startswith(name) or what == precision]
+        reasons = [reason for what, reason in left_out.items() if what == precision or _is_of(what, name)]
         return "; ".join(reasons) or "it was not measured"
     if row["failures"] or row["error"]:
         return row["error"] or f"its outputs fail the {row['gate']} gate: {'; '.join(row['failures'])}"
@@ -129,13 +131,22 @@ def _bound(name: str, row: dict[str, Any] | None, left_out: dict[str, str], *, f
     return f"{rate:.0f} GFLOP/s here; roofline.md has the machine's peak, and which layers memory bounds"
 
 
+def _is_of(what: str, name: str) -> bool:
+    """Whether what was left out, such as "openvino bf16, int8", "openvino int8 on cpu" or "openvino", has a row."""
+    backend, _, precision = name.partition(" ")
+    library, _, rest = what.partition(" ")
+    precisions = rest.partition(" on ")[0]
+    return library == backend and (not rest or precision in precisions.split(", "))
+
+
 def _can_compile(path: Path, opened: Opened) -> bool:
     """Let a process of its own compile the tower, so that one that takes for ever costs a row and not the report.
 
     What it compiled is in PyTorch's cache on disk, from where this process takes it.
     """
     command = [sys.executable, __file__, "--compile-only", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)  # noqa: S603
+    environment = harness.environment()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, env=environment)  # noqa: S603
     try:
         _, words = process.communicate(timeout=_COMPILE_S)
     except subprocess.TimeoutExpired:

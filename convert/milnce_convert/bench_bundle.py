@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from milnce.bench import (
     DISTINCT_CLIPS,
     Source,
@@ -24,7 +26,7 @@ from milnce.bench import (
 )
 from milnce.bundle import Bundle
 from milnce.errors import MilnceError
-from milnce.machine import describe
+from milnce.machine import blas_threads, cores, describe
 from milnce.model import load
 from milnce_convert.judge import judge
 from milnce_convert.sample_inputs import moving_clips
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from milnce.bench import Opened
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SENTENCE_BATCHES = (1, 256)
-_SENTENCES, _WORDS_A_SENTENCE = 16, 5
+_SENTENCES, _WORDS_A_SENTENCE, _LONGEST_SENTENCE = max(SENTENCE_BATCHES), 8, 16
+_SENTENCE_SEED = 0
 _TEXT_S = 5.0
 _CLIP_SEED = 3
 _NEEDED = ("torch", "onnx", "onnxruntime")
@@ -96,7 +98,7 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
         device: "auto" for all, "cpu" or "cuda".
         precisions: Those to measure; all if empty.
         rounds: Rounds, after one that warms up.
-        threads: CPU threads; None for each library's own choice.
+        threads: CPU threads of every row but NumPy's, whose BLAS has its own; None for a thread a core.
         pytorch: Whether to measure PyTorch too, where it is installed.
         compiled: Whether to measure torch.compile too.
         progress: Called with what begins.
@@ -108,7 +110,7 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
     Raises:
         MilnceError: as `milnce.bench.open_all`.
     """
-    bundle = Bundle.open(path)
+    bundle, threads = Bundle.open(path), threads or cores()
     with open_all(path, backend=backend, device=device, precisions=precisions, threads=threads) as opened:
         towers = PyTorchRows()
         if pytorch:
@@ -120,7 +122,7 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
             progress("clips of {1}x{2}x{2} in batches of {0}".format(*case))
             video += video_rows(sources, towers.reference or sources[0].run, case, rounds=rounds)
         progress("sentences")
-        text = text_rows(bundle, opened, towers.text, rounds=rounds)
+        text = text_rows(bundle, opened, towers.text, rounds=rounds, threads=threads)
         left_out = dict(opened.left_out)
     document: dict[str, Any] = _plain(
         {
@@ -129,7 +131,7 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
             "name": bundle.manifest.name,
             "digest": bundle.manifest.model_digest,
             "machine": describe(),
-            "settings": {"rounds": rounds, "threads": threads},
+            "settings": {"rounds": rounds, "threads": threads, "blas_threads": blas_threads()},
             "reference": sources[0].name,
             "video": video,
             "text": text,
@@ -154,8 +156,12 @@ class PyTorchRows:
     reference: Reference | None = None
 
 
-def pytorch_rows(bundle: Bundle, opened: Opened, *, compiled: bool, threads: int | None) -> PyTorchRows:
-    """Rebuild the bundle's towers in PyTorch; what cannot be had goes into `opened.left_out`, with the reason."""
+def pytorch_rows(bundle: Bundle, opened: Opened, *, compiled: bool, threads: int) -> PyTorchRows:
+    """Rebuild the bundle's towers in PyTorch; what cannot be had goes into `opened.left_out`, with the reason.
+
+    PyTorch of the whole process then has `threads` threads: left alone it would follow OMP_NUM_THREADS, which the
+    others do not, and be slower for that.
+    """
     lacking = [module for module in _NEEDED if find_spec(module) is None]
     if lacking:
         reason = f"PyTorch is compared with where {', '.join(_NEEDED)} are installed, and {', '.join(lacking)} is not"
@@ -166,8 +172,7 @@ def pytorch_rows(bundle: Bundle, opened: Opened, *, compiled: bool, threads: int
     from milnce_convert import torch_modes  # noqa: PLC0415
     from milnce_convert.from_bundle import rebuild_text_tower, rebuild_video_tower  # noqa: PLC0415
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     try:
         tower, text = rebuild_video_tower(bundle), rebuild_text_tower(bundle)
     except MilnceError as error:
@@ -197,13 +202,15 @@ def video_rows(
     return measure(sources, work, judge, rounds=rounds, seconds=seconds)
 
 
-def text_rows(bundle: Bundle, opened: Opened, torch_text: Source | None, *, rounds: int) -> list[dict[str, Any]]:
+def text_rows(
+    bundle: Bundle, opened: Opened, torch_text: Source | None, *, rounds: int, threads: int
+) -> list[dict[str, Any]]:
     """Measure the text tower on sentences of the bundle's own words, in everything that runs it for these models."""
     unique = {} if torch_text is None else {torch_text.name: torch_text}
     # What a query meets by default, then what runs text for those who ask for a backend by name.
     models = [*opened.models]
     with contextlib.suppress(MilnceError):  # a bundle without text
-        models.insert(0, opened.hold(load(bundle.path, modules=("text",))))
+        models.insert(0, opened.hold(load(bundle.path, modules=("text",), threads=threads)))
     for model in models:
         try:
             source = text_source(model)
@@ -214,6 +221,13 @@ def text_rows(bundle: Bundle, opened: Opened, torch_text: Source | None, *, roun
     sources = list(unique.values())
     if not sources:
         return []
+    own = blas_threads()
+    if own != threads and any(source.about.get("backend") == "numpy" for source in sources):
+        count = "as many threads as its build and environment say" if own is None else f"{own} threads"
+        reason = (
+            f"its BLAS has {count}, not {threads}; set OPENBLAS_NUM_THREADS or MKL_NUM_THREADS before Python starts"
+        )
+        opened.left_out[f"{threads} threads for text in numpy"] = reason
     sentences = sample_sentences(bundle)
     works = [sentences_work(sentences, batch, sources[0].run) for batch in SENTENCE_BATCHES]
     # A sentence takes a fraction of a millisecond, so that more rounds cost nothing.
@@ -221,12 +235,24 @@ def text_rows(bundle: Bundle, opened: Opened, torch_text: Source | None, *, roun
 
 
 def sample_sentences(bundle: Bundle) -> list[str]:
-    """Return sentences of the bundle's own words, no two the same where it has enough of them."""
-    words = (bundle.path / bundle.manifest.vocabulary.file).read_text(encoding="utf-8").splitlines()
-    return [
-        " ".join(words[(_WORDS_A_SENTENCE * sentence + word) % len(words)] for word in range(_WORDS_A_SENTENCE))
-        for sentence in range(_SENTENCES)
-    ]
+    """Return different seeded sentences of the bundle's own words, as captions are: few words make up most of them.
+
+    The word of rank r has weight 1/r, which is Zipf's law, and lengths are around 8 words. Were sentences repeated
+    within a batch, NumPy's tower, which runs each distinct word once, would be measured on less work than captions are.
+    """
+    tokenizer = bundle.tokenizer()
+    text = (bundle.path / bundle.manifest.vocabulary.file).read_text(encoding="utf-8")
+    known = [word for word in text.split("\n") if word and not tokenizer.unknown(word) and tokenizer(word)[0, 0]]
+    rng = np.random.default_rng(_SENTENCE_SEED)
+    # Which words are frequent says nothing about where they lie in the table.
+    words = [known[index] for index in rng.permutation(len(known))]
+    weights = 1 / np.arange(1, len(words) + 1)
+    found: dict[str, None] = {}
+    while len(found) < _SENTENCES:
+        length = int(np.clip(rng.poisson(_WORDS_A_SENTENCE), 1, _LONGEST_SENTENCE))
+        drawn = rng.choice(len(words), length, p=weights / weights.sum())
+        found[" ".join(words[index] for index in drawn)] = None
+    return list(found)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,8 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         date (UTC, ISO 8601), command, commit (None outside a checkout), cpu, cores (that this process may use),
         cpu_limit (cores' worth of time that its control group may take, None for no limit), memory_bytes (of the
         machine, or its control group's limit if that is less), system, python, versions, threads (variables of the
-        environment that bound them), gpu (name and driver of each; empty without NVIDIA's driver).
+        environment that bound them), blas_threads (`blas_threads`), gpu (name and
+        driver of each; empty without NVIDIA's driver).
     """
     limits = [limit for limit in (_total_memory(), memory_limit()) if limit is not None]
     return {
@@ -45,15 +48,29 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         "command": _command(),
         "commit": commit(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "cpu_limit": cpu_limit(),
         "memory_bytes": min(limits, default=None),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "threads": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+        "blas_threads": blas_threads(),
         "gpu": graphics(),
     }
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def blas_threads() -> int | None:
+    """Return the threads of the BLAS that NumPy has loaded, or None where threadpoolctl, which knows, is missing."""
+    if find_spec("threadpoolctl") is None:
+        return None
+    found = import_module("threadpoolctl").threadpool_info()
+    return max((int(each["num_threads"]) for each in found if each.get("user_api") == "blas"), default=None)
 
 
 def commit(folder: Path | None = None) -> str | None:

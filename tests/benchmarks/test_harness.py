@@ -143,3 +143,18 @@ def test_a_figure_can_be_drawn_and_has_every_bar(tmp_path: Path) -> None:
     assert {text.get_text() for text in plot.texts} == {"1.00x", "2.50x"}
     figure.savefig(tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_children_get_no_bound_of_some_libraries_threads_and_the_parent_s_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("KEPT", "2")
+    assert "OMP_NUM_THREADS" not in harness.environment()
+    assert harness.environment()["KEPT"] == "2"
+    harness.write("x", {"rows": []}, results=tmp_path)
+    assert "OMP_NUM_THREADS=1 bounds some libraries' threads and not others'" in capsys.readouterr().err
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    harness.write("x", {"rows": []}, results=tmp_path)
+    assert "bounds" not in capsys.readouterr().err

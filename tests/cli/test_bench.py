@@ -7,9 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import milnce
+from milnce.bundle import Bundle
+from milnce.machine import blas_threads, cores
 from milnce_convert import bench_bundle
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ def test_the_document_says_everything_once(run: Run, tiny: Tiny) -> None:
     document = json.loads(ran.stdout)
     assert list(document) == DOCUMENT
     assert document["format_version"] == 1
-    assert document["settings"] == {"rounds": 1, "threads": None}
+    assert document["settings"] == {"rounds": 1, "threads": cores(), "blas_threads": blas_threads()}
     assert document["machine"]["cores"] >= 1
     assert document["reference"] == document["video"][0]["name"]
     assert not document["reference"].startswith("PyTorch")
@@ -141,6 +144,51 @@ def test_sizes_that_the_graph_does_not_take_are_an_error_of_every_row(run: Run, 
     ran = run("bench", tiny.path, "--backend", "onnxruntime", "--no-pytorch", "--size", "15", "--rounds", 1)
     assert ran.code == 2
     assert "height is 15" in ran.stderr
+
+
+def test_sentences_are_all_different_and_few_words_make_up_most_of_them() -> None:
+    sentences = bench_bundle.sample_sentences(Bundle.open(DEMO))
+    assert len(set(sentences)) == len(sentences) == max(bench_bundle.SENTENCE_BATCHES)
+    words, counts = np.unique(" ".join(sentences).split(), return_counts=True)
+    assert counts.max() > 5 * np.median(counts)
+    assert not any(Bundle.open(DEMO).tokenizer().unknown(word) for word in words)
+    assert sentences == bench_bundle.sample_sentences(Bundle.open(DEMO))
+
+
+@pytest.mark.usefixtures("no_pytorch")
+@pytest.mark.parametrize(
+    ("own", "words"), [(3, "its BLAS has 3 threads, not 1"), (None, "as many threads as"), (1, "")]
+)
+def test_every_row_has_the_threads_asked_for_and_numpy_says_that_it_has_not(
+    run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, own: int | None, words: str
+) -> None:
+    given: list[int | None] = []
+    load = milnce.model.load
+
+    def note(*arguments: Any, **options: Any) -> milnce.Model:  # noqa: ANN401
+        given.append(options["threads"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(bench_bundle, "load", note)
+    monkeypatch.setattr("milnce.bench.load", note)
+    monkeypatch.setattr(bench_bundle, "blas_threads", lambda: own)
+    ran = run("bench", tiny.path, "--backend", "onnxruntime", "--precision", "fp32", "--threads", 1, *FEW)
+    assert ran.code == 0, ran.stderr
+    assert set(given) == {1}
+    assert len(given) > 1
+    assert words in ran.stderr
+    assert ("its BLAS has" in ran.stderr) is bool(words)
+
+
+def test_pytorch_has_the_threads_of_the_others(run: Run) -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert run("bench", DEMO, "--backend", "onnxruntime", "--precision", "fp32", *FEW).code == 0
+        assert torch.get_num_threads() == cores()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_help_names_the_gate(run: Run) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,19 @@ def test_the_description_says_what_a_reader_must_know(monkeypatch: pytest.Monkey
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert 2**26 < found["memory_bytes"] < 2**50
     assert "milnce" in machine.describe()["versions"]
+
+
+def test_the_threads_of_blas_are_those_that_threadpoolctl_tells_and_none_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools = [{"user_api": "openmp", "num_threads": 9}, {"user_api": "blas", "num_threads": 3}]
+    monkeypatch.setattr(machine, "find_spec", lambda _: True)
+    monkeypatch.setattr(machine, "import_module", lambda _: SimpleNamespace(threadpool_info=lambda: pools))
+    assert machine.blas_threads() == machine.describe(())["blas_threads"] == 3
+    pools.pop()
+    assert machine.blas_threads() is None
+    monkeypatch.setattr(machine, "find_spec", lambda _: None)
+    assert machine.blas_threads() is None
 
 
 def test_cores_are_those_that_the_process_may_use() -> None:
