@@ -49,7 +49,7 @@ CaptionsOption = Annotated[
     typer.Option(
         "--captions",
         "-c",
-        help="Captions file of the videos: also measure retrieval by them, on those held out.",
+        help="Captions file of the videos (two or more): also measure retrieval by them, on those held out.",
         rich_help_panel=_CAPTIONS,
     ),
 ]
@@ -76,7 +76,7 @@ def quantize(  # noqa: PLR0913  # a command's options are its parameters
     caption_column: CaptionColumnOption = "caption",
     json_output: JsonOption = False,
 ) -> None:
-    """Add an INT8 video graph to a bundle, for --precision int8 on a CPU: about three times as fast as FP32.
+    """Add an INT8 video graph to a bundle, for --precision int8 on a CPU: faster than FP32, see the benchmarks.
 
     Some of the videos calibrate it; on others it is compared with FP32, and it is not written if it retrieves worse
     by more than a point. Exits with 1 if a video could not be read, though the bundle is made of the others.
