@@ -2,8 +2,8 @@
 
 A report is one JSON document: {"report": name, "format_version": 1, "machine": ..., "settings": ..., "rows": [...],
 "targets": [...]}. Its Markdown page and its figure are made from the JSON alone (report.py), so that they can be made
-again. A row names what it measured; where outputs were held to a gate it has "gate", "parity" and "failures", and one
-with failures has no speed: `write` refuses it otherwise.
+again. A row names what it measured. One with a speed says how exact its outputs were, in "parity", or "gate": None and
+"why" where there are no outputs to compare; one with "failures" has no speed: `write` refuses it otherwise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ RESULTS = Path(__file__).parent / "results"
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Figures of a row that say how fast something is; see `write`.
-_SPEEDS = frozenset({"median_s", "p95_s", "p99_s", "minimum_s", "seconds", "speed", "timing"})
+_SPEEDS = frozenset(
+    {
+        *("median_s", "p95_s", "p99_s", "minimum_s", "seconds", "timing", "latency", "first_s"),
+        *("speed", "share", "times_as_fast_as", "ms_an_item", "mean_ms"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,12 @@ def write(name: str, report: dict[str, Any], *, results: Path = RESULTS) -> None
         results: The folder.
 
     Raises:
-        ValueError: if a row that failed its gate has a speed all the same.
+        ValueError: if a row that failed its gate has a speed all the same, or one has a speed and no parity.
     """
     from report import render_file, write_index  # noqa: PLC0415 - which imports this module
 
     for row in report.get("rows", ()):
-        speeds = sorted(key for key in row if key in _SPEEDS or key.endswith("_per_s"))
-        if row.get("failures") and speeds:
-            raise ValueError(f"{row.get('name')} fails its gate ({row['failures'][0]}) and has {', '.join(speeds)}")
+        _refuse_unproved(row)
     _warn_of_bounds()
     document = {"report": name, "format_version": FORMAT_VERSION, "machine": describe(), **report}
     results.mkdir(parents=True, exist_ok=True)
@@ -80,6 +83,17 @@ def write(name: str, report: dict[str, Any], *, results: Path = RESULTS) -> None
     path.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n", "utf-8")
     print(render_file(path))
     write_index(results)
+
+
+def _refuse_unproved(row: dict[str, Any]) -> None:
+    speeds = ", ".join(sorted(key for key in row if key in _SPEEDS or key.endswith("_per_s")))
+    if not speeds:
+        return
+    if row.get("failures"):
+        raise ValueError(f"{row.get('name')} fails its gate ({row['failures'][0]}) and has {speeds}")
+    without_outputs = "gate" in row and row["gate"] is None and row.get("why")
+    if not row.get("parity") and not without_outputs:
+        raise ValueError(f'{row.get("name")} has {speeds} and no "parity", nor "gate": None and "why"')
 
 
 def environment() -> dict[str, str]:

@@ -276,6 +276,8 @@ def _row(run: Run, timings: Mapping[str, Timing], chosen: list[int], reference: 
     if run.gate is not None:
         agreement = compare(reference, found[chosen])
         row |= {"gate": run.gate.name, "parity": agreement.to_json(), "failures": run.gate.failures(agreement)}
+    else:
+        row |= {"gate": None, "why": "it gives clips, and no embeddings to compare"}
     if not row.get("failures"):
         timing = timings[run.name]
         cpu_s = run.cpu_s[-len(timing.seconds) :]

@@ -70,11 +70,43 @@ def test_a_report_is_written_with_its_machine_page_and_index(
     assert "| y | [something-new](something-new.md) | >= 2 | 1 | no | memory \\| bandwidth |" in index
 
 
-@pytest.mark.parametrize("key", ["median_s", "speed", "clips_per_s", "seconds", "sentences_per_s", "timing"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("median_s", "speed", "clips_per_s", "seconds", "sentences_per_s", "timing", "ms_an_item", "mean_ms", "share"),
+        *("latency", "first_s", "times_as_fast_as"),
+    ],
+)
 def test_a_row_that_fails_its_gate_gets_no_speed(tmp_path: Path, key: str) -> None:
     row = {"name": "broken", "failures": ["cosine 0.5, at least 0.99 needed"], key: 1.0}
     with pytest.raises(ValueError, match=rf"broken fails its gate \(cosine 0.5.*\) and has {key}"):
-        harness.write("x", {"rows": [{"name": "good", "failures": [], key: 1.0}, row]}, results=tmp_path)
+        harness.write("x", {"rows": [{"name": "good", "parity": {"cosine": 1.0}, key: 1.0}, row]}, results=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("about", "accepted"),
+    [
+        ({}, False),
+        ({"parity": {}}, False),
+        ({"parity": None, "failures": []}, False),
+        ({"gate": None}, False),
+        ({"gate": "fp32", "why": "no time"}, False),
+        ({"why": "it decodes"}, False),
+        ({"gate": None, "why": "it decodes"}, True),
+        ({"parity": {"cosine": 1.0}}, True),
+    ],
+)
+def test_a_speed_comes_with_parity_or_says_why_there_is_none(
+    tmp_path: Path, about: dict[str, Any], accepted: bool
+) -> None:
+    report = {"rows": [{"name": "fast", "clips_per_s": 1.0, **about}]}
+    if accepted:
+        harness.write("x", report, results=tmp_path)
+        assert read(tmp_path / "x.json")["rows"] == report["rows"]
+        return
+    with pytest.raises(ValueError, match='fast has clips_per_s and no "parity", nor "gate": None and "why"'):
+        harness.write("x", report, results=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
