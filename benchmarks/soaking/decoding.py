@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _WORKERS = 2
 _ANY_S = 60.0
+_POLL_S = 0.01  # a decoding process takes tens of that to start
 _PACKAGE = "milnce.decoding"  # in the command line of every decoding process
 
 
@@ -56,7 +57,9 @@ def kill_decoder(scene: Scene, chance: random.Random, _: int) -> int:
     chance.shuffle(paths)
     # At any time, most of it while processes start; or as soon as a window came, while the next one is decoded.
     wait_s, windows = chance.choice((chance.random(), _ANY_S)), iter([None] * chance.randint(0, 3))
-    now = threading.Event()
+    if not scene.tally["killed"]:
+        wait_s = 0.0  # the first surely meets a decoder: as soon as there is one
+    now, over = threading.Event(), threading.Event()
 
     def on_window(*_: object) -> None:
         if next(windows, now) is now:
@@ -64,7 +67,8 @@ def kill_decoder(scene: Scene, chance: random.Random, _: int) -> int:
 
     def kill() -> None:
         now.wait(wait_s)
-        decoders = decoder_processes()
+        while not (decoders := decoder_processes()) and not over.wait(_POLL_S):
+            pass
         if decoders:
             # Counted before: the file may have failed by the time that the call returns.
             scene.count(killed=1)
@@ -79,6 +83,7 @@ def kill_decoder(scene: Scene, chance: random.Random, _: int) -> int:
         )
         _check_all(scene, paths, items)
     finally:
+        over.set()
         now.set()
         killer.join()
     return len(paths)

@@ -146,11 +146,22 @@ def test_whatever_an_action_raises_is_a_failure_with_its_seed(
         raise ZeroDivisionError(chance.randrange(10))
 
     monkeypatch.setattr(run, "ACTIONS", {"dividing": (fail, 1)})
-    ledger = run._ask(scene, "5-6-7", 0, 0.0)  # noqa: SLF001
+    ledger = run._ask(scene, "5-6-7", 0, 0.0, [])  # noqa: SLF001
     number = random.Random("5-6-7")  # noqa: S311 - no secrets
     number.choices(["dividing"], [1])
     assert (ledger.failed, ledger.requests, ledger.calls) == (1, Counter(dividing=1), Counter(dividing=1))
     assert ledger.failures == [f"dividing (5-6-7): ZeroDivisionError: {number.randrange(10)}"]
+
+
+def test_the_first_round_does_each_action_once(scene: traffic.Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"action {number}" for number in range(5)]
+    monkeypatch.setattr(run, "ACTIONS", dict.fromkeys(names, (lambda *_: 1, 1)))
+    settings = run.Settings(Path(), Path(), seconds=0.0)
+    monkeypatch.setattr(run, "_LEAST_ROUND_S", 0.0)
+    ledger = run.Ledger()
+    with ThreadPoolExecutor(settings.callers) as callers:
+        run._round(settings, scene, callers, ledger, 0)  # noqa: SLF001
+    assert ledger.calls == Counter(names)
 
 
 @pytest.fixture

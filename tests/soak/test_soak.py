@@ -73,8 +73,8 @@ def test_mixed_traffic_leaves_nothing_and_every_answer_is_right(ended: dict[str,
     assert all(target["reached"] for target in found.report["targets"])
     assert {row["name"] for row in found.report["rows"]} == set(ACTIONS)
     assert found.report["left"]["requests"] == sum(row["requests"] for row in found.report["rows"]) > 500
-    asked = {row["name"] for row in found.report["rows"] if row["calls"]}
-    assert {"sentences", "clips", "burst", "overload", "files", "search of an index", "evaluation"} <= asked
+    assert all(row["calls"] for row in found.report["rows"])
+    assert found.report["tally"]["killed"] > 0
     assert found.report["tally"]["cancelled"] > 0
     assert found.report["tally"]["late"] > 0
     assert found.report["tally"]["refused"] > 0
