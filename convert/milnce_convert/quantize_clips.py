@@ -192,7 +192,6 @@ class _Collector:
     seen: set[bytes]  # digests of the clips that were taken, also by another collector
     apart: bool
     videos: list[Path] = field(default_factory=list)  # one entry a clip
-    _digests: list[bytes] = field(default_factory=list)  # one entry a clip
     _file: BinaryIO | None = None
 
     def __enter__(self) -> _Collector:  # noqa: PYI034  # typing.Self is not in Python 3.10
@@ -209,7 +208,7 @@ class _Collector:
         """Add up to `count` windows, evenly spread over the stretch; none if one of them cannot be decoded."""
         path, start_s, end_s = stretch
         layout = self.preset if self.preset.fps is None else get_preset(self.preset, windows=count, stride_frames=None)
-        free_s, before = -math.inf, len(self.videos)
+        free_s, before, seen = -math.inf, len(self.videos), self.seen.copy()
         try:
             with closing(iter_windows(path, layout, start_s=start_s, end_s=end_s)) as windows:
                 for window in windows:
@@ -218,8 +217,7 @@ class _Collector:
                         self._add(path, window.clip)
         except VideoError:
             del self.videos[before:]  # what is written stands after the end, and the next clip goes over it
-            self.seen.difference_update(self._digests[before:])
-            del self._digests[before:]
+            self.seen.intersection_update(seen)
             raise
 
     def _add(self, path: Path, clip: NDArray[np.uint8]) -> None:
@@ -230,7 +228,6 @@ class _Collector:
             self._file.seek(len(self.videos) * clip.nbytes)
             self._file.write(clip.data)
         self.seen.add(digest)
-        self._digests.append(digest)
         self.videos.append(path)
 
     @contextmanager
