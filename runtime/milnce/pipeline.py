@@ -87,8 +87,9 @@ def embed_files(  # noqa: PLR0913  # what to embed, how, and how much of the mac
 
     Yields:
         One result a file, in the order given. A file that cannot be decoded or does not have the times asked for
-        yields its error and the others go on: a `DecoderError` if its process died or hung. A batch that gives NaN or
-        infinity fails the files that are in it.
+        yields its error and the others go on: a `DecoderError` if its process died or hung, or if for half a minute no
+        process could be started in the place of those that did. A batch that gives NaN or infinity fails the files
+        that are in it.
 
     Raises:
         InputError: before any work, if there is no path or a folder without videos only, the preset is unknown or
@@ -97,7 +98,7 @@ def embed_files(  # noqa: PLR0913  # what to embed, how, and how much of the mac
         BackendUnavailableError: if NVIDIA's decoder is asked for and cannot be used.
         MissingDependencyError: if PyAV is not installed.
         BackendError: if the model cannot run a batch; nothing more is yielded then.
-        DecoderError: if no decoding process can be started.
+        DecoderError: if not even one decoding process can be started, or clips cannot be shared with one.
     """
     from milnce.video.files import find_videos  # noqa: PLC0415  # video is optional at import
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,16 +16,19 @@ import numpy as np
 import pytest
 
 from helpers.commands import environment
-from helpers.processes import decoders
+from helpers.processes import decoders, eventually
+from milnce.decoding import crew, process, starts
 from milnce.decoding.shared_clips import SharedClips
+from milnce.decoding.starts import Starts
 from milnce.errors import DecoderError, InputError
-from milnce.pipeline import embed_files
+from milnce.pipeline import embed_files, embed_spans
 from milnce.video import get_preset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from milnce.decoding.worker import Setup
     from milnce.model import Model
 
 PRESET = get_preset("sliding", frames=4, size=32, stride_frames=3)
@@ -119,3 +123,135 @@ def test_shared_memory_that_is_full_is_told_before_anything_is_written(monkeypat
     monkeypatch.setattr(os, "posix_fallocate", refused(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
         SharedClips((2, 3))
+
+
+class Clock:
+    """A clock that goes on when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        """Return its seconds."""
+        return self.now_s
+
+
+def test_the_first_start_is_given_up_after_three_failures() -> None:
+    account = Starts(Clock())
+    assert account.wait_s == 0.0
+    hopeless = []
+    for _ in range(3):
+        hopeless.append(account.hopeless)
+        account.have_failed("none left", others=False)
+    assert [*hopeless, account.hopeless] == [False, False, False, True]
+    assert "can be started: none left (3 times in a row)" in account.describe()
+
+
+def test_later_starts_are_tried_again_ever_more_slowly_for_half_a_minute() -> None:
+    clock = Clock()
+    account = Starts(clock)
+    account.succeeded()
+    begin_s, waited_s = clock.now_s, []
+    for _ in range(99):
+        if account.hopeless:
+            break
+        account.have_failed("none left", others=False)
+        waited_s.append(account.wait_s)
+        clock.now_s += account.wait_s
+    assert waited_s[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.0, 3.0])
+    assert 30 <= clock.now_s - begin_s <= 36
+    account.succeeded()
+    account.have_failed("none left", others=False)
+    assert account.wait_s == pytest.approx(0.1), "counted anew"
+    clock.now_s += 3600
+    assert not account.hopeless, "nothing was tried meanwhile"
+    for _ in range(2000):
+        clock.now_s += 3
+        account.have_failed("none left", others=True)
+    assert not account.hopeless, "others work"
+    account.have_failed("none left", others=False)
+    assert not account.hopeless, "alone since now"
+
+
+class Starter:
+    """Starts processes, but for some that it lets fail in a certain way.
+
+    Args:
+        patch: Puts it in the place of the real one.
+        how: "refused" by the system, "dead" at once, or "broken", which says why before it ends.
+        failing: Which of the starts fail, counted from 0.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, how: str, failing: range) -> None:
+        self.starts = 0
+        self._patch = patch
+        self._how = how
+        self._failing = failing
+        patch.setattr(crew, "WorkerProcess", self.start)
+        patch.setattr(starts, "_SHORTEST_S", 0.001)
+
+    def start(self, setup: Setup) -> process.WorkerProcess:
+        """Start a process, or one that fails."""
+        fails = self.starts in self._failing
+        self.starts += 1
+        if fails and self._how == "refused":
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        if fails and self._how == "broken":
+            setup["niceness"] = "none"  # type: ignore[typeddict-item]  # on purpose
+        with self._patch.context() as patch:
+            if fails and self._how == "dead":
+                patch.setattr(process, "WORKER", "helpers.dead_worker")
+            return process.WorkerProcess(setup)
+
+
+def kill_one() -> None:
+    os.kill(decoders()[0], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["refused", "dead", "broken"])
+def test_a_process_that_cannot_be_replaced_for_a_while_costs_its_file_alone(
+    how: str, model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starter = Starter(monkeypatch, how, range(1, 5))
+    stream = embed_spans(model, [(folder / "a.mp4", None, None)] * 6, preset=PRESET, batch_size=1, workers=1)
+    found = [next(stream)]
+    kill_one()
+    found += stream
+    assert starter.starts == 6
+    errors = [item.error for item in found if item.error is not None]
+    assert len(found) == 6
+    assert [type(error) for error in errors] in ([], [DecoderError])
+    assert all("SIGKILL" in str(error) for error in errors)
+
+
+@pytest.mark.parametrize("how", ["refused", "dead", "broken"])
+def test_when_no_process_can_be_replaced_any_more_every_file_that_is_left_says_so(
+    how: str, model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starter = Starter(monkeypatch, how, range(1, 1000))
+    monkeypatch.setattr(starts, "PATIENCE_S", 0.1)
+    stream = embed_spans(model, [(folder / "a.mp4", None, None)] * 9, preset=PRESET, batch_size=1, workers=1)
+    found = [next(stream)]
+    kill_one()
+    found += stream
+    assert starter.starts >= 4
+    assert len(found) == 9
+    assert found[0].error is None
+    why = {"refused": "temporarily unavail", "dead": "it ended with exit code 7", "broken": "TypeError: 'str' object"}
+    for item in found[-4:]:
+        assert isinstance(item.error, DecoderError)
+        assert f"{item.path}: no decoding process can be started: " in str(item.error)
+        assert why[how] in str(item.error)
+        assert "--workers 0" in str(item.error)
+
+
+def test_a_process_that_is_down_while_others_work_is_replaced_later(
+    model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starts, "PATIENCE_S", 0.0)
+    Starter(monkeypatch, "refused", range(1, 9))
+    stream = embed_spans(model, [(folder / "a.mp4", None, None)] * 9, preset=PRESET, batch_size=1, workers=2)
+    found = [next(stream)]
+    eventually(lambda: len(decoders()) == 2)
+    found += stream
+    assert [item.error for item in found] == [None] * 9

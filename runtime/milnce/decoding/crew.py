@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from milnce.decoding.process import WorkerProcess
 from milnce.decoding.shared_clips import MOST_WORKERS
 from milnce.decoding.stall import StallWatch
+from milnce.decoding.starts import Starts
 from milnce.errors import DecoderError
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ _LOG = logging.getLogger("milnce.decoding")
 
 # Importing is slow on a cold disk, and says nothing about how fast frames come.
 _START_S = 120.0
-_STARTS = 3
 # To die takes a killed process milliseconds, unless it waits for a disk that is gone.
 _END_S = 5.0
 
@@ -108,8 +109,7 @@ class Crew:
         self._settings = settings
         self._counters = list(range(MOST_WORKERS))
         self._ending: list[Worker] = []
-        self._failed_starts = 0
-        self._why = ""
+        self._starts = Starts()
 
     @property
     def idle(self) -> bool:
@@ -120,33 +120,45 @@ class Crew:
         """Start processes for `files` more files, and return them.
 
         Raises:
-            DecoderError: if none lives and starting them failed several times in a row.
+            DecoderError: if none was ever ready and starting them failed several times in a row.
         """
         at_work = sum(worker.job is not None for worker in self.workers)
         wanted = min(self._settings.workers, at_work + files)
         started: list[Worker] = []
         while len(self.workers) < wanted and self._counters:
-            if self._failed_starts >= _STARTS:
-                if not self.workers:
-                    raise DecoderError(self._why)
+            # While others work, whatever keeps one from starting may pass.
+            if self._starts.wait_s or (self._starts.hopeless and not self.workers):
                 break
             worker = self._start()
             if worker is not None:
                 started.append(worker)
+        if self._starts.hopeless and not self.workers and not self._starts.ever_ready:
+            raise DecoderError(self._starts.describe())
         return started
+
+    @property
+    def given_up(self) -> str | None:
+        """Why no process is started any more though some were ready before; None while they are."""
+        return self._starts.describe() if self._starts.hopeless and not self.workers else None
+
+    @property
+    def retry_s(self) -> float:
+        """Seconds until a process that could not be started is tried again; infinite if none waits for that."""
+        return self._starts.wait_s or math.inf
+
+    @property
+    def ever_ready(self) -> bool:
+        """Whether a process was ever ready."""
+        return self._starts.ever_ready
 
     def started(self, worker: Worker) -> None:
         """Take note that a process takes files now."""
         worker.ready = True
-        self._failed_starts = 0
+        self._starts.succeeded()
 
     def not_started(self, why: str) -> None:
         """Take note that a process could not be started."""
-        self._failed_starts += 1
-        self._why = (
-            f"no decoding process can be started: {why} ({self._failed_starts} times in a row). Look at what it "
-            "printed, or decode in this process: workers=0, --workers 0"
-        )
+        self._starts.have_failed(why, others=any(worker.ready for worker in self.workers))
         _LOG.warning("a decoding process could not be started: %s", why)
 
     def hanging(self) -> list[Worker]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milnce.decoding.events import ClipOf, FileDecoded, FileFailed, WindowDecoded
+from milnce.errors import DecoderError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +110,12 @@ class Ledger:
         if not begun.dropped:
             self.events.append(FileDecoded(file) if error is None else FileFailed(file, error))
         self._forget(file)
+
+    def fail_rest(self, why: str) -> None:
+        """Take note that the files which were not begun cannot be decoded, and why."""
+        while self.left:
+            job = self.begin()
+            self.end(job.number, DecoderError(f"{job.path}: {why}"))
 
     def drop(self, file: int) -> None:
         """Take note that nobody wants more of a file."""

@@ -132,7 +132,7 @@ class DecodingPool:
                 selector.register(self._wake, selectors.EVENT_READ)
                 interval_s = StallWatch(self._stall_s).interval_s
                 while self._direct(selector):
-                    ready = selector.select(interval_s)
+                    ready = selector.select(min(interval_s, self._crew.retry_s))
                     with self._changed:
                         for key, _ in ready:
                             if key.data is None:
@@ -159,6 +159,9 @@ class DecodingPool:
                 self._lose(worker, selector, why, why)
             for worker in crew.fill_up(ledger.left):
                 selector.register(worker.process.channel.connection, selectors.EVENT_READ, worker)
+            given_up = crew.given_up
+            if given_up is not None:
+                ledger.fail_rest(given_up)
             self._grant()
             for worker in crew.workers:
                 if worker.ready and worker.job is None and ledger.may_begin():
@@ -190,7 +193,10 @@ class DecodingPool:
             error = SentError(*message[1:])
             if error.name == MissingDependencyError.__name__:
                 raise error.restore("")
-            raise DecoderError(f"a decoding process cannot start: {error.name}: {error.text}")
+            why = f"{error.name}: {error.text}"
+            if not self._crew.ever_ready:
+                raise DecoderError(f"a decoding process cannot start: {why}")
+            self._lose(worker, selector, why, why)
         else:
             self._heed(worker, *message)
 
