@@ -25,8 +25,8 @@ from milnce.bench import (
     video_source,
 )
 from milnce.bundle import Bundle
-from milnce.errors import MilnceError
-from milnce.machine import blas_threads, cores, describe
+from milnce.errors import InputError, MilnceError
+from milnce.machine import blas_threads, cores, describe, memory_bytes
 from milnce.model import load
 from milnce_convert.judge import judge
 from milnce_convert.sample_inputs import moving_clips
@@ -48,6 +48,7 @@ _SENTENCES, _WORDS_A_SENTENCE, _LONGEST_SENTENCE = max(SENTENCE_BATCHES), 8, 16
 _SENTENCE_SEED = 0
 _TEXT_S = 5.0
 _CLIP_SEED = 3
+_BYTES_A_BYTE = 2  # of a clip: the clips to be compared, and the batches made of them
 _NEEDED = ("torch", "onnx", "onnxruntime")
 
 
@@ -117,10 +118,19 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
             progress("PyTorch: the towers are rebuilt from the bundle's weights")
             towers = pytorch_rows(bundle, opened, compiled=compiled, threads=threads)
         sources = [*towers.video, *map(video_source, opened.models)]
+        reference = towers.reference or _exact(bundle, opened, sources, threads)
+        check_cases(bundle, cases.of(bundle))
         video = []
         for case in cases.of(bundle):
             progress("clips of {1}x{2}x{2} in batches of {0}".format(*case))
-            video += video_rows(sources, towers.reference or sources[0].run, case, rounds=rounds)
+            try:
+                video += video_rows(sources, reference, case, rounds=rounds)
+            except MemoryError as error:
+                batch, frames, size = case
+                raise InputError(
+                    f"batches of {batch} clips of {frames}x{size}x{size} given, for which there is no memory: {error}. "
+                    "Ask for smaller batches or clips"
+                ) from error
         progress("sentences")
         text = text_rows(bundle, opened, towers.text, rounds=rounds, threads=threads)
         left_out = dict(opened.left_out)
@@ -139,6 +149,42 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
         }
     )
     return document
+
+
+def _exact(bundle: Bundle, opened: Opened, sources: Sequence[Source], threads: int) -> Reference:
+    """Return what gives the embeddings that others are held to without PyTorch: FP32, though it may not be timed.
+
+    A bundle without FP32 graphs is held to its first row, which then has no error to tell.
+    """
+    if sources[0].about.get("precision") == "fp32":
+        return sources[0].run
+    try:
+        model = opened.hold(load(bundle.path, precision="fp32", threads=threads, modules=("video",)))
+    except MilnceError as error:
+        opened.left_out["FP32 to compare with"] = str(error)
+        return sources[0].run
+    return lambda clips: model.encode_video(clips).embedding
+
+
+def check_cases(bundle: Bundle, cases: Sequence[tuple[int, int, int]]) -> None:
+    """Refuse clips, before anything is measured, that the video graph does not take or memory does not hold.
+
+    Raises:
+        InputError: naming the clips, and what the graph takes or what memory there is.
+    """
+    spec = bundle.graph("video", input_form="uint8").inputs[0]
+    memory = memory_bytes()
+    for batch, frames, size in cases:
+        for what, given, axis in zip(("frames", "height", "width"), (frames, size, size), spec.shape[1:4], strict=True):
+            if not axis.accepts(given):
+                raise InputError(f"clips of {frames}x{size}x{size} given: {what} is {given}; expected {axis} in {spec}")
+        # Activations come on top, but how much they need is the backend's.
+        needed = _BYTES_A_BYTE * frames * size * size * 3 * (max(batch, DISTINCT_CLIPS) + DISTINCT_CLIPS)
+        if memory is not None and needed > memory:
+            raise InputError(
+                f"batches of {batch} clips of {frames}x{size}x{size} given, which need {needed / 2**30:.1f} GiB at "
+                f"least; there are {memory / 2**30:.1f} GiB. Ask for smaller batches or clips"
+            )
 
 
 @dataclass(frozen=True)

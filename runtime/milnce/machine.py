@@ -42,7 +42,6 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         environment that bound them), blas_threads (`blas_threads`), gpu (name and
         driver of each; empty without NVIDIA's driver).
     """
-    limits = [limit for limit in (_total_memory(), memory_limit()) if limit is not None]
     return {
         "date": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
         "command": _command(),
@@ -50,7 +49,7 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": cores(),
         "cpu_limit": cpu_limit(),
-        "memory_bytes": min(limits, default=None),
+        "memory_bytes": memory_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
@@ -58,6 +57,11 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         "blas_threads": blas_threads(),
         "gpu": graphics(),
     }
+
+
+def memory_bytes() -> int | None:
+    """Return the bytes of the machine's memory, or of its control group's limit if that is less; None if unknown."""
+    return min((limit for limit in (_total_memory(), memory_limit()) if limit is not None), default=None)
 
 
 def cores() -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import milnce
+from milnce import bench
 from milnce.bundle import Bundle
 from milnce.machine import blas_threads, cores
 from milnce_convert import bench_bundle
@@ -70,6 +71,7 @@ def test_the_table_has_a_row_each_and_says_what_is_not_here(run: Run, tiny: Tiny
     (row,) = [line for line in ran.stdout.splitlines() if line.strip().startswith("4x16x16")]
     assert "onnxruntime fp32" in row
     assert "1.00x" in row
+    assert row.rstrip().endswith("reference")
     assert "openvino" not in ran.stdout
     assert "ms a sentence" in ran.stdout
     assert "not here: PyTorch: PyTorch is compared with where torch, onnx, onnxruntime are installed" in ran.stderr
@@ -144,6 +146,62 @@ def test_sizes_that_the_graph_does_not_take_are_an_error_of_every_row(run: Run, 
     ran = run("bench", tiny.path, "--backend", "onnxruntime", "--no-pytorch", "--size", "15", "--rounds", 1)
     assert ran.code == 2
     assert "height is 15" in ran.stderr
+
+
+@pytest.mark.usefixtures("no_pytorch")
+def test_without_fp32_asked_for_it_is_still_what_the_others_are_held_to(run: Run) -> None:
+    ran = run("bench", DEMO, "--json", "--backend", "openvino", "--precision", "bf16", *FEW)
+    document = json.loads(ran.stdout)
+    assert [row["name"] for row in document["video"]] == ["openvino bf16"]
+    (row,) = document["video"]
+    assert row["parity"]["identical"] is False
+    assert 1e-7 < 1 - row["parity"]["centred_cosine"] < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--frames", 3), "clips of 3x64x64 given: frames is 3; expected"),
+        (("--frames", "16,3"), "clips of 3x64x64 given: frames is 3; expected"),
+        (("--size", 15), "height is 15; expected"),
+        (("--size", 1_000_000), "clips of 16x1000000x1000000 given, which need"),
+        (("--batch", 10**9), "batches of 1000000000 clips of 16x64x64 given, which need"),
+    ],
+)
+def test_clips_that_cannot_be_are_refused_before_anything_is_measured(
+    run: Run, options: tuple[object, ...], text: str
+) -> None:
+    ran = run("bench", DEMO, "--no-pytorch", "--backend", "onnxruntime", *options)
+    assert ran.code == 2
+    assert text in ran.stderr
+    assert "in batches of" not in ran.stderr
+
+
+@pytest.mark.usefixtures("no_pytorch")
+def test_memory_that_is_not_there_is_said_in_words(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(bench_bundle, "moving_clips", refuse)
+    ran = run("bench", tiny.path, "--backend", "onnxruntime", *FEW)
+    assert ran.code == 2
+    assert "batches of 1 clips of 4x16x16 given, for which there is no memory: Unable to allocate 9 GiB" in ran.stderr
+
+
+@pytest.mark.usefixtures("no_pytorch")
+def test_a_row_that_does_not_run_fails_the_command(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = bench.measure
+
+    def break_one(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        rows = measure(*arguments, **options)
+        rows[-1]["error"] = "RuntimeError: no kernel"
+        return rows
+
+    monkeypatch.setattr(bench_bundle, "measure", break_one)
+    ran = run("bench", tiny.path, "--backend", "onnxruntime", "--precision", "fp32", *FEW)
+    assert ran.code == 1
+    assert "does not run" in ran.stdout
+    assert "RuntimeError: no kernel" in ran.stderr
 
 
 def test_sentences_are_all_different_and_few_words_make_up_most_of_them() -> None:

@@ -57,7 +57,8 @@ def bench(  # noqa: PLR0913  # one option each
 
     The first row is what the others are compared with: PyTorch, made of the bundle's own weights, where PyTorch is
     installed (pip install "milnce[convert]"). Rows take turns, so that a change of the machine's speed meets all of
-    them. Outputs that fail the parity gate of their precision get no speed, and the exit code is 1.
+    them. Outputs that fail the parity gate of their precision get no speed, and the exit code is 1; so is it if a row
+    does not run.
     """
     from milnce_convert.bench_bundle import Cases, bench_bundle  # noqa: PLC0415  # commands import when they run
 
@@ -82,7 +83,7 @@ def bench(  # noqa: PLR0913  # one option each
         print_json(document)
     else:
         _print(document)
-    if any(row["failures"] for row in [*document["video"], *document["text"]]):
+    if any(row["failures"] or row["error"] for row in [*document["video"], *document["text"]]):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -104,10 +105,11 @@ def _print(document: dict[str, Any]) -> None:
     note = "" if reference.startswith("PyTorch") else "; PyTorch is not here"
     title = f"{document['name']}: medians of {document['settings']['rounds']} rounds; {reference} is 1{note}"
     rows = [(f"{row['frames']}x{row['size']}x{row['size']}", row) for row in document["video"]]
-    print_table(_COLUMNS, [_cells(clip, row) for clip, row in rows], title=title)
+    print_table(_COLUMNS, [_cells(clip, row, reference) for clip, row in rows], title=title)
     if document["text"]:
+        first = document["text"][0]["name"]
         columns = [*_COLUMNS[1:3], ("ms a sentence", "right"), ("sentences/s", "right"), *_COLUMNS[5:]]
-        print_table(columns, [_cells("", row)[1:] for row in document["text"]], title="Sentences")
+        print_table(columns, [_cells("", row, first)[1:] for row in document["text"]], title="Sentences")
     for row in [*document["video"], *document["text"]]:
         if row["failures"] or row["error"]:
             say(printable(f"{row['name']}: {row['error'] or '; '.join(row['failures'])}"))
@@ -115,10 +117,12 @@ def _print(document: dict[str, Any]) -> None:
         say(printable(f"not here: {name}: {reason}"))
 
 
-def _cells(clip: str, row: dict[str, Any]) -> list[str]:
+def _cells(clip: str, row: dict[str, Any], reference: str) -> list[str]:
     parity = row["parity"] or {}
     cosine = parity.get("centred_cosine")
     error = "" if cosine is None else f"{1 - cosine:.1e}"
+    if row["name"] == reference and parity.get("identical"):
+        error = "reference"
     head = [clip, str(row["batch"]), row["name"]]
     if row["error"]:
         return [*head, "does not run", "", "", "", error]
