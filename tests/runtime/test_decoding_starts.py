@@ -6,9 +6,11 @@ import ctypes
 import errno
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -255,3 +257,27 @@ def test_a_process_that_is_down_while_others_work_is_replaced_later(
     eventually(lambda: len(decoders()) == 2)
     found += stream
     assert [item.error for item in found] == [None] * 9
+
+
+@pytest.mark.parametrize("lacking", [(os, "eventfd"), (selectors, "DefaultSelector"), (threading.Thread, "start")])
+def test_a_system_short_of_descriptors_or_threads_is_one_clear_error_and_nothing_leaks(
+    lacking: tuple[object, str], model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = embed_files(model, [folder / "a.mp4"], preset=PRESET, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(*lacking, refused(errno.EMFILE))
+        with pytest.raises(DecoderError, match=r"started: .*Too many open files.*workers=0, --workers 0"):
+            next(stream)
+    assert list(stream) == []
+
+
+def test_a_thread_that_is_refused_is_a_decoder_error_too(
+    model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    stream = embed_files(model, [folder / "a.mp4"], preset=PRESET, workers=1)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(DecoderError, match="can't start new thread"):
+        next(stream)

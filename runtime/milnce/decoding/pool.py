@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import selectors
+from contextlib import ExitStack
 from threading import Condition, Thread, current_thread
 from typing import TYPE_CHECKING, Any
 
@@ -114,9 +115,23 @@ class DecodingPool:
         self._failure = None  # its traceback holds this pool
 
     def _start(self) -> None:
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = Thread(target=self._run, name="milnce-decoding", daemon=True)
-        self._thread.start()
+        with ExitStack() as opened:
+            try:
+                wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                opened.callback(os.close, wake)
+                selector = opened.enter_context(selectors.DefaultSelector())
+                selector.register(wake, selectors.EVENT_READ)
+                thread = Thread(target=self._run, args=(selector,), name="milnce-decoding", daemon=True)
+                self._wake = wake
+                thread.start()
+            except (OSError, RuntimeError) as error:  # no more file descriptors, or threads
+                self._wake = -1
+                raise DecoderError(
+                    f"no decoding process can be started: the system gives too little ({error}). Close files, or "
+                    "decode in this process: workers=0, --workers 0"
+                ) from error
+            self._thread = thread
+            opened.pop_all()  # the thread's now
         atexit.register(self.close)  # later than that the thread does not run any more
 
     def _tell(self) -> None:
@@ -126,10 +141,9 @@ class DecodingPool:
 
     # The thread's side.
 
-    def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
+    def _run(self, selector: selectors.BaseSelector) -> None:
+        with selector:
             try:
-                selector.register(self._wake, selectors.EVENT_READ)
                 interval_s = StallWatch(self._stall_s).interval_s
                 while self._direct(selector):
                     ready = selector.select(min(interval_s, self._crew.retry_s))
