@@ -146,9 +146,10 @@ def embed_spans(  # noqa: PLR0913  # as `embed_files`
         InputError: before any work, if a span is not a range, or as in `embed_files`.
     """
     batch_size = positive("batch_size", batch_size)
-    jobs = [Job(number, *span) for number, span in enumerate(spans)]
-    for job in jobs:
-        check_range(job.start_s, job.end_s)
+    jobs = []
+    for number, (path, start_s, end_s) in enumerate(spans):
+        check_range(start_s, end_s)
+        jobs.append(Job(number, path, _seconds(start_s), _seconds(end_s)))
     sampling = resolve_preset(model, preset)
     _check_fits(model, sampling)
     device = model.open("video", input_form="uint8").device
@@ -167,6 +168,11 @@ def check_range(start_s: float | None, end_s: float | None) -> None:
     finish = np.inf if end_s is None else end_s
     if not (0 <= begin < finish):
         raise InputError(f"start {start_s} s and end {end_s} s given; 0 <= start < end expected, in seconds")
+
+
+def _seconds(time_s: float | None) -> float | None:
+    """Return a time as Python's own number: NumPy's, which would do here, cannot be sent to a process."""
+    return None if time_s is None else float(time_s)
 
 
 def _check_fits(model: Model, preset: Preset) -> None:

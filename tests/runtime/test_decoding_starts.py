@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -281,3 +281,12 @@ def test_a_thread_that_is_refused_is_a_decoder_error_too(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(DecoderError, match="can't start new thread"):
         next(stream)
+
+
+def test_times_may_be_numbers_of_numpy(model: Model, folder: Path) -> None:
+    spans: list[Any] = [(folder / "a.mp4", np.int64(0), np.float32(0.9)), (folder / "a.mp4", np.float64(1.1), None)]
+    found = [list(embed_spans(model, spans, preset=PRESET, workers=workers)) for workers in (0, 1)]
+    for here, there in zip(*found, strict=True):
+        assert there.error is None
+        assert there.windows == here.windows
+        assert np.array_equal(there.embedding, here.embedding)
