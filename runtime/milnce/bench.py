@@ -210,16 +210,19 @@ def open_all(
         wanted = _held(opened, bundle, precisions or backends.PRECISIONS)
         for name, where, precision in _candidates(opened, backend, device, wanted):
             _open(opened, bundle, name, where, precision, threads=threads, cuda=cuda)
-        _refuse_none(opened, bundle)
+        _refuse_none(opened, bundle, precisions)
     except BaseException:
         opened.close()
         raise
     return opened
 
 
-def _refuse_none(opened: Opened, bundle: Bundle) -> None:
+def _refuse_none(opened: Opened, bundle: Bundle, asked: Sequence[str]) -> None:
     if not opened.models:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in opened.left_out.items())
+        # What was asked for by name first; that the bundle lacks a precision nobody named explains nothing.
+        noted = opened.left_out.items()
+        told = [(name, reason) for name, reason in noted if name not in backends.PRECISIONS or name in asked]
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in told)
         raise BackendUnavailableError(f"nothing here runs {bundle.path} as asked. {reasons}")
 
 
@@ -237,7 +240,11 @@ def _candidates(opened: Opened, backend: str, device: str, precisions: Sequence[
     """Return (backend, device, precision) of what the libraries say they can do, FP32 first."""
     found = []
     for library in backends.available():
-        if backend not in ("auto", library.name) or "video" not in library.modules:
+        if backend not in ("auto", library.name):
+            continue
+        if "video" not in library.modules:
+            if backend == library.name:
+                opened.left_out[backend] = f"it runs {', '.join(library.modules)}, and no video, which is measured here"
             continue
         if library.problem is not None:
             opened.left_out[library.name] = library.problem

@@ -249,5 +249,13 @@ def test_pytorch_has_the_threads_of_the_others(run: Run) -> None:
         torch.set_num_threads(before)
 
 
+def test_a_backend_without_video_says_so_first_and_not_what_nobody_named(run: Run, tiny: Tiny) -> None:
+    ran = run("bench", tiny.path, "--backend", "numpy", "--no-pytorch")
+    assert ran.code == 1
+    assert "as asked. numpy: it runs text" in ran.stderr
+    assert "and no video, which is measured here" in ran.stderr
+    assert "int8" not in ran.stderr
+
+
 def test_the_help_names_the_gate(run: Run) -> None:
     assert "parity gate" in run("bench", "--help").stdout
