@@ -287,6 +287,15 @@ def test_processes_and_their_threads_follow_the_cores(
     made.close()
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(None, 8), (2.5, 3), (0.001, 1), (0.0, 1), (64.0, 8)])
+def test_cores_are_no_more_than_a_container_may_take(
+    limit: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(source, "cpu_limit", lambda: limit)
+    assert source.cores() == expected
+
+
 @pytest.mark.parametrize(("name", "value"), [("executable", ""), ("frozen", True)])
 def test_without_an_interpreter_files_are_decoded_in_this_process(
     name: str, value: object, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from milnce.decoding.pool import DecodingPool
 from milnce.decoding.shared_clips import MOST_WORKERS, SharedClips
 from milnce.decoding.slots import Slots
 from milnce.errors import DecoderError, InputError
+from milnce.machine import cpu_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,8 +107,10 @@ def _on_gpu(jobs: Sequence[Job], preset: Preset, batch_size: int, device: str, w
 
 
 def cores() -> int:
-    """Return on how many cores this process may run."""
-    return len(os.sched_getaffinity(0))
+    """Return on how many cores this process may run, at least 1: a container may take time of fewer than it sees."""
+    seen = len(os.sched_getaffinity(0))
+    limit = cpu_limit()
+    return seen if limit is None else max(1, min(seen, math.ceil(limit)))
 
 
 def _worker_count(asked: int | None, files: int, *, on_gpu: bool) -> int:
