@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,18 @@ import pytest
 
 from helpers.commands import environment
 from helpers.processes import decoders, eventually
+from helpers.videos import make_video
 from milnce.decoding import crew, process, starts
+from milnce.decoding.events import Batch, Job
 from milnce.decoding.shared_clips import SharedClips
+from milnce.decoding.source import DecodingOptions, open_source
 from milnce.decoding.starts import Starts
-from milnce.errors import DecoderError, InputError
+from milnce.errors import ClosedError, DecoderError, InputError
 from milnce.pipeline import embed_files, embed_spans
 from milnce.video import get_preset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from milnce.decoding.worker import Setup
     from milnce.model import Model
@@ -290,3 +293,34 @@ def test_times_may_be_numbers_of_numpy(model: Model, folder: Path) -> None:
         assert there.error is None
         assert there.windows == here.windows
         assert np.array_equal(there.embedding, here.embedding)
+
+
+def test_a_consumer_whose_source_is_closed_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER", "helpers.odd_worker")
+    jobs = [Job(0, Path(make_video(tmp_path / "hang.mp4", frames=40)), None, None)]
+    options = DecodingOptions(1, 60.0, "auto")
+    source = open_source(jobs, PRESET, 1, device="cpu", options=options)
+    texts: list[str] = []
+    hangs = threading.Event()
+
+    def consume() -> None:
+        seen = 0
+        try:
+            while True:
+                if seen == 2:
+                    hangs.set()
+                found = source.next(wait=True)
+                if isinstance(found, Batch):
+                    source.release(found)
+                    seen += len(found.owners)
+        except ClosedError as error:
+            texts.append(str(error))
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    assert hangs.wait(60)
+    source.close()
+    thread.join(60)
+    assert texts == ["decoding was stopped while its results were waited for; ask for them anew"]
+    with pytest.raises(ClosedError):
+        source.next(wait=False)

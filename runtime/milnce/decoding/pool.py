@@ -14,7 +14,7 @@ from milnce.decoding.events import Batch
 from milnce.decoding.ledger import Ledger
 from milnce.decoding.messages import SentError
 from milnce.decoding.stall import StallWatch
-from milnce.errors import DecoderError, MissingDependencyError
+from milnce.errors import ClosedError, DecoderError, MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,13 +62,16 @@ class DecodingPool:
         """Return events, or a batch, or None. See `ClipSource.next`.
 
         Raises:
+            ClosedError: if it was closed, by another thread or at the end of the program.
             DecoderError: if no process can be started.
             MissingDependencyError: if PyAV is not installed.
         """
         with self._changed:
-            if self._thread is None and not self._closing:
-                self._start()
             while True:
+                if self._closing:
+                    raise ClosedError("decoding was stopped while its results were waited for; ask for them anew")
+                if self._thread is None:
+                    self._start()
                 if self._failure is not None:
                     raise self._failure
                 if self._ledger.events:
@@ -79,7 +82,7 @@ class DecodingPool:
                 if taken is not None:
                     slots, owners = taken
                     return Batch(self._memory.clips[slots.start : slots.stop], owners, slots)
-                if not wait or self._closing:
+                if not wait:
                     return None
                 self._changed.wait()
 
