@@ -6,6 +6,7 @@ import builtins
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import av
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from helpers.videos import make_audio, make_video, read_numbers, truncate
 from milnce.errors import MilnceError, MissingDependencyError, VideoError
 from milnce.video import Preset, iter_windows, probe_video, read_frame
-from milnce.video.container import open_video
+from milnce.video.container import nothing, open_video
 from milnce.video.decode import FrameReader
 from milnce.video.integrity import truncation
 
@@ -159,7 +160,7 @@ def test_a_last_picture_that_was_cut_is_an_error_though_its_decoder_is_content(t
     assert decode_all(path) == list(range(100))
     path.write_bytes(data[:-200])
     with path.open("rb") as file:
-        assert truncation(file) is None
+        assert truncation(file, nothing) is None
     with pytest.raises(VideoError, match=r"cut\.mp4: damaged or truncated after 3\.\d+ s; copy or download it again"):
         decode_all(path)
 
@@ -221,10 +222,10 @@ def test_a_container_is_closed_when_the_caller_fails(tmp_path: Path) -> None:
 def test_whole_files_are_not_called_truncated_even_with_bytes_after_their_end(suffix: str, tmp_path: Path) -> None:
     path = make_video(tmp_path / f"whole{suffix}", frames=10)
     with path.open("rb") as file:
-        assert truncation(file) is None
+        assert truncation(file, nothing) is None
     path.write_bytes(path.read_bytes() + bytes(40))
     with path.open("rb") as file:
-        assert truncation(file) is None
+        assert truncation(file, nothing) is None
     assert decode_all(path)[:10] == list(range(10))
 
 
@@ -247,5 +248,21 @@ def test_the_outer_structure_tells_a_cut(data: bytes, expected: str | None, tmp_
     path = tmp_path / "file"
     path.write_bytes(data)
     with path.open("rb") as file:
-        found = truncation(file)
+        found = truncation(file, nothing)
     assert found is None if expected is None else expected in str(found)
+
+
+def test_looking_for_a_cut_tells_of_its_progress_part_by_part(tmp_path: Path) -> None:
+    box = b"\x00\x00\x00\x10moofabcdefgh"
+    chunk = b"RIFF\x08\x00\x00\x00AVI abcd"
+    for data in (b"\x00\x00\x00\x10ftypisomabcd" + 999 * box, 1000 * chunk):
+        path = tmp_path / "file"
+        path.write_bytes(data)
+        calls = Mock()
+        with path.open("rb") as file:
+            assert truncation(file, calls) is None
+        assert calls.call_count >= 1000
+    path = make_video(tmp_path / "fragments.mp4", frames=40, container_options={"movflags": "frag_every_frame"})
+    calls = Mock()
+    with open_video(path, on_progress=calls):
+        assert calls.call_count > 80, "two boxes a frame"

@@ -146,7 +146,7 @@ def open_video(
     path = Path(path)
     av = import_av()
     with _open_file(path) as file:
-        cut = truncation(file)
+        cut = truncation(file, on_progress)
         if cut is not None:
             raise VideoError(f"{path}: truncated, {cut}; copy or download it again")
         file.seek(0)

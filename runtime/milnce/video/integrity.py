@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
@@ -17,18 +20,22 @@ _CHUNK = struct.Struct("<4sI")
 _MAX_BOXES = 1_000_000  # a fragmented MP4 has two a fragment
 
 
-def truncation(file: BinaryIO) -> str | None:
+def truncation(file: BinaryIO, on_progress: Callable[[], None]) -> str | None:
     """Say how `file` is cut short, or return None if it is whole, or does not tell, or is of another format.
 
     Reads from the start and leaves the position anywhere.
+
+    Args:
+        file: The file.
+        on_progress: Called for each part of the file that was looked at: a long recording in fragments has thousands.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(12)
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
-        return _boxes(file, size)
+        return _boxes(file, size, on_progress)
     if head[:4] == b"RIFF":
-        return _riff(file, size)
+        return _riff(file, size, on_progress)
     if head[:4] == _EBML:
         return _matroska(file, size)
     if head[:4] == b"GIF8":
@@ -36,12 +43,13 @@ def truncation(file: BinaryIO) -> str | None:
     return None
 
 
-def _boxes(file: BinaryIO, size: int) -> str | None:
+def _boxes(file: BinaryIO, size: int, on_progress: Callable[[], None]) -> str | None:
     """Walk the boxes of an ISO base media file (MP4, MOV)."""
     position = 0
     for _ in range(_MAX_BOXES):
         file.seek(position)
         header = file.read(_BOX.size)
+        on_progress()
         if len(header) < _BOX.size or not header[4:].isalnum():
             return None  # the end, or bytes after the last box that belong to nobody
         length, kind = _BOX.unpack(header)
@@ -55,12 +63,13 @@ def _boxes(file: BinaryIO, size: int) -> str | None:
     return None
 
 
-def _riff(file: BinaryIO, size: int) -> str | None:
+def _riff(file: BinaryIO, size: int, on_progress: Callable[[], None]) -> str | None:
     """Walk the RIFF chunks of an AVI file (one, or several in OpenDML)."""
     position = 0
     for _ in range(_MAX_BOXES):
         file.seek(position)
         header = file.read(_CHUNK.size)
+        on_progress()
         if len(header) < _CHUNK.size or not header.startswith(b"RIFF"):
             return None
         length = _CHUNK.unpack(header)[1]
