@@ -65,7 +65,8 @@ def embed_files(  # noqa: PLR0913  # what to embed, how, and how much of the mac
     Files are decoded in processes of their own while the model runs. Windows of several files share a batch, so many
     short files are as fast as one long one. Memory does not grow with the number or the length of the files: clips of
     two batches, or a few more with many workers, are held, besides what the decoders hold themselves and the embeddings
-    of files not yet handed out (6 KiB a window, of at most 4096 windows behind a file that takes long).
+    of files not yet handed out, 6 KiB a window: behind a file that takes long, none is begun once 4096 windows wait,
+    but those that were begun, one a process, are decoded to their end.
     Closing the iterator ends the processes.
 
     Args:

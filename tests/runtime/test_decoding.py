@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -256,11 +257,23 @@ def opened(files: int = 4, **options: Any) -> Any:  # noqa: ANN401 - what the so
         ),
         ({"stall_s": 0}, "stall_s is 0; a number of seconds above 0 expected"),
         ({"stall_s": float("nan")}, "stall_s is nan; a number of seconds"),
+        ({"stall_s": -1.5}, "stall_s is -1.5; a number of seconds"),
+        ({"stall_s": "60"}, "stall_s is '60'; a number of seconds"),
+        ({"stall_s": None}, "stall_s is None; a number of seconds"),
+        ({"stall_s": True}, "stall_s is True; a number of seconds"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         opened(**options)
+
+
+@pytest.mark.parametrize("stall_s", [1, 0.5, np.float32(2), np.int64(3), float("inf")])
+def test_numbers_of_every_kind_are_seconds(stall_s: float) -> None:
+    made = opened(stall_s=stall_s)
+    found = made._crew._settings.stall_s  # noqa: SLF001
+    assert (type(found), found) == (float, stall_s)
+    made.close()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from helpers.processes import decoders, eventually
 from helpers.videos import make_video
 from milnce.decoding import crew, process, starts
 from milnce.decoding.events import Batch, Job
+from milnce.decoding.messages import Channel
 from milnce.decoding.shared_clips import SharedClips
 from milnce.decoding.source import DecodingOptions, open_source
 from milnce.decoding.starts import Starts
@@ -324,3 +326,26 @@ def test_a_consumer_whose_source_is_closed_meanwhile_is_told(tmp_path: Path, mon
     assert texts == ["decoding was stopped while its results were waited for; ask for them anew"]
     with pytest.raises(ClosedError):
         source.next(wait=False)
+
+
+def test_an_interpreter_that_ends_at_once_is_said_to(
+    model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(DecoderError, match="can be started: it ended with exit code 0 at once"):
+        list(embed_files(model, [folder / "a.mp4"], preset=PRESET, workers=1))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError(errno.ENOBUFS, "No buffer")])
+def test_a_process_that_cannot_be_told_what_to_do_is_ended(
+    error: OSError, model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(channel: Channel, *_: object) -> None:
+        if isinstance(error, BrokenPipeError):
+            channel.connection.shutdown(socket.SHUT_WR)  # it finds no more to read, and ends
+        raise error
+
+    monkeypatch.setattr(Channel, "send", send)
+    why = "it ended with exit code 0 at once" if isinstance(error, BrokenPipeError) else "starts none, .*No buffer"
+    with pytest.raises(DecoderError, match=why):
+        list(embed_files(model, [folder / "a.mp4"], preset=PRESET, workers=1))

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from milnce.decoding.slots import Slots
     from milnce.errors import MilnceError
 
-# Windows that may be decoded behind a file which is not done, where a file counts as one more: their embeddings wait
-# for it, 6 KiB each. So the others go on while the first file is an hour long, and memory stays bounded.
+# Once so many windows are decoded behind a file which is not done, where a file counts as one more, no file is begun:
+# their embeddings wait for it, 6 KiB each. So the others go on while the first file is an hour long, and memory stays
+# bounded by this and the lengths of the files that were begun, one a process.
 WINDOWS_AHEAD = 4096
 
 

@@ -60,6 +60,7 @@ class WorkerProcess:
 
     def __init__(self, setup: Setup) -> None:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel = Channel(ours)
         try:
             # The number must not be one that standard input is given in the process.
             with socket.socket(fileno=above_standard(its.detach())) as its:
@@ -71,12 +72,18 @@ class WorkerProcess:
                     start_new_session=True,
                     env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
                 )
-            ours.setblocking(False)
-            self.channel = Channel(ours)
-            self.pid = self._process.pid
-            self.channel.send("setup", setup)
         except BaseException:
             ours.close()
+            raise
+        ours.setblocking(False)
+        self.pid = self._process.pid
+        try:
+            self.channel.send("setup", setup)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has ended: whoever reads what it says to the end is told, and how it did
+        except BaseException:
+            self.kill()
+            self._process.wait()
             raise
 
     def stop(self) -> None:

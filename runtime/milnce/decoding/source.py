@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from milnce.decoding.crew import CrewSettings
 from milnce.decoding.here import DecodingHere, HostClips
 from milnce.decoding.pool import DecodingPool
@@ -67,8 +69,7 @@ def open_source(
         BackendUnavailableError: if NVIDIA's decoder is asked for and cannot be used.
         DeviceMemoryError: if it has not enough memory.
     """
-    if not options.stall_s > 0:
-        raise InputError(f"stall_s is {options.stall_s!r}; a number of seconds above 0 expected")
+    stall_s = _stall_limit_s(options.stall_s)
     if options.decoder not in DECODERS:
         raise InputError(f"no decoder {options.decoder!r}; there are {', '.join(DECODERS)}")
     if options.decoder == "nvdec":
@@ -87,7 +88,7 @@ def open_source(
                 "workers=0, --workers 0"
             ) from error
         raise InputError(f"batch_size is {batch_size}, too large ({error}); take a smaller one") from error
-    settings = CrewSettings(count, max(1, cores() // count), _NICENESS, options.stall_s)
+    settings = CrewSettings(count, max(1, cores() // count), _NICENESS, stall_s)
     slots = Slots(regions, batch_size, at_once=1 if device == "cpu" else None)
     return DecodingPool(jobs, preset, memory, slots, settings)
 
@@ -111,6 +112,12 @@ def cores() -> int:
     seen = len(os.sched_getaffinity(0))
     limit = cpu_limit()
     return seen if limit is None else max(1, min(seen, math.ceil(limit)))
+
+
+def _stall_limit_s(asked: object) -> float:
+    if isinstance(asked, bool) or not isinstance(asked, (int, float, np.integer, np.floating)) or not asked > 0:
+        raise InputError(f"stall_s is {asked!r}; a number of seconds above 0 expected")
+    return float(asked)
 
 
 def _worker_count(asked: int | None, files: int, *, on_gpu: bool) -> int:
