@@ -349,3 +349,43 @@ def test_a_process_that_cannot_be_told_what_to_do_is_ended(
     why = "it ended with exit code 0 at once" if isinstance(error, BrokenPipeError) else "starts none, .*No buffer"
     with pytest.raises(DecoderError, match=why):
         list(embed_files(model, [folder / "a.mp4"], preset=PRESET, workers=1))
+
+
+FORK = """
+import os, sys, threading
+import milnce
+from milnce.video import get_preset
+model = milnce.load(sys.argv[1], backend="onnxruntime")
+preset = get_preset("sliding", frames=4, size=32, stride_frames=3)
+stream = model.embed_files(sys.argv[2:], preset=preset, workers=1, batch_size=1)
+paths = [next(stream).path]
+pool = stream.gi_frame.f_locals["self"]._source
+held, forked = threading.Event(), threading.Event()
+def hold():  # as the pool's thread may at that moment
+    with pool._changed:
+        held.set()
+        forked.wait()
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    stream.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+forked.set()
+paths += [item.path for item in stream if item.error is None]
+print(len(paths))
+"""
+
+
+def test_a_fork_of_the_caller_closes_nothing_of_it(model: Model, folder: Path) -> None:
+    paths = [str(folder / "a.mp4"), str(folder / "b.mkv"), str(folder / "sub" / "c.mp4")]
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(model.bundle.path), *paths],
+        env=environment(),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "3\n"

@@ -55,6 +55,7 @@ class DecodingPool:
         self._closing = False
         self._thread: Thread | None = None
         self._wake = -1
+        self._process = os.getpid()
 
     # The caller's side.
 
@@ -105,7 +106,9 @@ class DecodingPool:
             self._tell()
 
     def close(self) -> None:
-        """End the processes and free the memory. A second call does nothing."""
+        """End the processes and free the memory. A second call does nothing, nor does one in a fork of this process."""
+        if os.getpid() != self._process:
+            return  # the thread is not there, the lock may be held for good, and the processes are the parent's
         with self._changed:
             self._closing = True
             thread = self._thread
