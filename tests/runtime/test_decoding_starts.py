@@ -352,7 +352,7 @@ def test_a_process_that_cannot_be_told_what_to_do_is_ended(
 
 
 FORK = """
-import os, sys, threading
+import os, signal, sys, threading
 import milnce
 from milnce.video import get_preset
 model = milnce.load(sys.argv[1], backend="onnxruntime")
@@ -369,6 +369,7 @@ threading.Thread(target=hold).start()
 held.wait()
 child = os.fork()
 if child == 0:
+    signal.alarm(30)  # it must not outlive a test that fails
     stream.close()
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
