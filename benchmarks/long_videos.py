@@ -118,11 +118,11 @@ def embed(arguments: Sequence[str], videos: Sequence[Path], folder: Path) -> dic
 
 
 class MemoryWatch:
-    """Looks at the memory of a process and its descendants until it is stopped."""
+    """Looks at the memory of a process and its descendants until it is stopped; `peak_bytes` is the most so far."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._peak_bytes = 0
+        self.peak_bytes = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -131,11 +131,11 @@ class MemoryWatch:
         """Return the largest sum seen, in MiB."""
         self._ended.set()
         self._thread.join()
-        return self._peak_bytes / 2**20
+        return self.peak_bytes / 2**20
 
     def _run(self) -> None:
         while True:
-            self._peak_bytes = max(self._peak_bytes, tree_bytes(self._pid))
+            self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
             if self._ended.wait(_EVERY_S):
                 return
 

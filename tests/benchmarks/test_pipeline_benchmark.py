@@ -19,6 +19,7 @@ import long_videos
 import milnce
 import overlap
 import pipeline
+from helpers.processes import eventually
 from helpers.videos import make_video
 from milnce.bundle import Bundle
 from milnce.timing import Timing
@@ -168,6 +169,7 @@ def test_memory_of_a_process_and_its_children_is_summed() -> None:
         assert process.stdout.readline() == b"ready\n"
         watch = long_videos.MemoryWatch(process.pid)
         seen = long_videos.tree_bytes(process.pid)
+        eventually(lambda: watch.peak_bytes > held)
         process.communicate()
     assert held < seen < 3 * held
     assert watch.stop() * 2**20 > held

@@ -17,6 +17,8 @@ import os, signal, sys, time
 import numpy as np
 import milnce
 
+# A job in the background of a shell inherits that it ignores interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 clip = np.zeros((1, 16, 64, 64, 3), np.uint8)
 models = [milnce.load(sys.argv[1], backend="openvino") for _ in range(2)]
 for model in models:
