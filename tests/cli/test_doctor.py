@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,6 +74,9 @@ def test_doctor_reports_the_machine_whatever_is_wrong_with_the_bundle(tiny: Tiny
 
 
 def test_doctor_lists_the_gpus_and_says_why_one_cannot_be_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TensorRT-RTX loads its libraries by CDLL when it is first imported; with the fake, no later test could import it.
+    with suppress(ImportError):
+        import_module("tensorrt_rtx")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver())
     gpus = [
         fake_cuda.FakeGpu(name="NVIDIA H200", total_bytes=150 * 10**9),
