@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -13,6 +12,7 @@ import milnce
 from milnce.bundle import Bundle
 from milnce.bundle_writer import BundleWriter
 from milnce.errors import InputError
+from milnce.files import file_sha256
 from milnce.video.presets import get_preset
 from milnce_convert.checkpoint import Towers, load_towers
 from milnce_convert.export import (
@@ -148,7 +148,7 @@ def export_bundle(
         progress("read the weights")
         towers = load_towers(weights, vocabulary, config)
         sources = {
-            kind: {"file": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size}
+            kind: {"file": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size}
             for kind, path in (("weights", weights), ("vocabulary", vocabulary))
         }
         made = {"sources": sources, **({"training": training} if training else {})}
@@ -238,11 +238,3 @@ def _made_with() -> dict[str, Any]:
     versions = {"milnce": milnce.__version__, **{package: version(package) for package in packages}}
     date = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
     return {"date": date, "versions": versions, "python": platform.python_version(), "platform": platform.platform()}
-
-
-def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milnce.errors import InputError, OutputError, VideoError
+from milnce.files import file_sha256
 from milnce.video import find_videos, get_preset, iter_windows, probe_video
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 # A stretch of a file: (path, start in seconds or None, end in seconds or None).
 Stretch = tuple["Path", "float | None", "float | None"]
 
-_READ_BYTES = 1 << 20
 
 # With fewer the ranges of activations, and the figures, say too little.
 LEAST_CLIPS = 8
@@ -156,14 +156,10 @@ def _size(path: Path) -> int | None:
 
 def _digest(path: Path) -> object:
     """Return the digest of a file's bytes, or its path if it cannot be read: decoding it says what is wrong."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
+        return file_sha256(path)
     except OSError:
         return path
-    return digest.digest()
 
 
 def _middle_s(path: Path) -> float | None:

@@ -1,7 +1,8 @@
-"""Whether a file can be written, asked before the work and not after it; and what reads of NumPy's files share."""
+"""Whether a file can be written, asked before the work and not after it; what reads of NumPy's files share; digests."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from threading import Lock
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 # tree that it builds for all threads together: in two at once, garbage collection between them, it raises "SystemError:
 # AST constructor recursion depth mismatch" for a file that is sound (python/cpython#106905).
 NUMPY_HEADERS = Lock()
+
+_READ_BYTES = 1 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex; a block is held at a time.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_absent(destination: Path, *, overwrite: bool) -> None:

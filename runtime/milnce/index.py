@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milnce.errors import MilnceError, OutputError, VideoError
+from milnce.files import file_sha256
 from milnce.index_file import FileRecord
 from milnce.search import distinct
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     Embed = Callable[[list[Path]], Iterator[FileEmbeddings]]
 
-_READ_BYTES = 1 << 20
 # Files that are hashed before they are embedded: enough to fill batches across files, few enough that their bytes are
 # still in the page cache when they are decoded. Decoding processes start anew for each lot, in a third of a second.
 _FILES_AT_ONCE = 64
@@ -246,11 +246,7 @@ def _stat(path: Path) -> tuple[int, int] | None:
 
 
 def _sha256(path: Path) -> str | None:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
+        return file_sha256(path)
     except OSError:
         return None
-    return digest.hexdigest()

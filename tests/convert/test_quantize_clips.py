@@ -106,12 +106,8 @@ def test_copies_of_one_video_are_one_video(tmp_path: Path) -> None:
     assert shared_clips(drawn) == 0
 
 
-def test_a_video_that_fails_half_way_does_not_keep_its_clips_from_another(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "videos")
-    fallen = draw(folder, tmp_path / "honest").calibration.videos[0]
-    shutil.copy(fallen, folder / "copy.mp4")
+def fail_half_way(monkeypatch: pytest.MonkeyPatch, fallen: Path) -> None:
+    """Let the decoding of one video fail after its first window."""
 
     def failing(path: Path, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as the original
         windows = iter_windows(path, *arguments, **options)
@@ -121,6 +117,15 @@ def test_a_video_that_fails_half_way_does_not_keep_its_clips_from_another(
         yield from windows
 
     monkeypatch.setattr(quantize_clips, "iter_windows", failing)
+
+
+def test_a_video_that_fails_half_way_does_not_keep_its_clips_from_another(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    fallen = draw(folder, tmp_path / "honest").calibration.videos[0]
+    shutil.copy(fallen, folder / "copy.mp4")
+    fail_half_way(monkeypatch, fallen)
     drawn = draw(folder, tmp_path / "a", calibration=40, held_out=40)
     assert [path for path, _ in drawn.failed] == [fallen]
     part = drawn.calibration if folder / "copy.mp4" in drawn.calibration.videos else drawn.held_out
@@ -185,15 +190,7 @@ def test_nothing_is_left_of_a_video_that_fails_half_way(
 ) -> None:
     honest = draw(videos, tmp_path / "honest")
     fallen = honest.calibration.videos[0]
-
-    def failing(path: Path, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as the original
-        windows = iter_windows(path, *arguments, **options)
-        yield next(windows)
-        if path == fallen:
-            raise VideoError(f"{path}: damaged half-way")
-        yield from windows
-
-    monkeypatch.setattr(quantize_clips, "iter_windows", failing)
+    fail_half_way(monkeypatch, fallen)
     drawn = draw(videos, tmp_path / "a")
     assert [path for path, _ in drawn.failed] == [fallen]
     assert fallen not in drawn.calibration.videos

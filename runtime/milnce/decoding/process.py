@@ -78,9 +78,9 @@ class WorkerProcess:
         ours.setblocking(False)
         self.pid = self._process.pid
         try:
-            self.channel.send("setup", setup)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has ended: whoever reads what it says to the end is told, and how it did
+            # One that has ended is found out by whoever reads what it says to the end, and how it did.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self.channel.send("setup", setup)
         except BaseException:
             self.kill()
             self._process.wait()
