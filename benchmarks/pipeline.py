@@ -37,8 +37,8 @@ import torch
 import harness
 import long_videos
 import milnce
+from milnce.embeddings import VideoEmbeddings
 from milnce.errors import MilnceError
-from milnce.model import VideoEmbeddings
 from milnce.pipeline import embed_files
 from milnce.timing import interleaved
 from milnce.video.presets import get_preset

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from milnce.backends import CudaOptions
 from milnce.batcher import Batcher
 from milnce.bundle import Bundle
-from milnce.model import Model, VideoEmbeddings, load, similarity
+from milnce.embeddings import VideoEmbeddings, similarity
+from milnce.model import Model, load
 from milnce.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
