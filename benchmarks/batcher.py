@@ -1,6 +1,6 @@
 """What a batcher costs and keeps: throughput against full batches, latency, refusals, text beside video.
 
-    python benchmarks/batcher.py [--bundle BUNDLE] [--callers 1 2 4 8 16 32 64] [--seconds 100]
+    python benchmarks/batcher.py [--bundle BUNDLE] [--callers 1 2 4 8 16 32 64] [--seconds 300]
 
 Two subjects: a bundle on this machine (one of seeded weights at full width if none is given), and a simulated
 accelerator, a thread that sleeps as long as a batch takes, which shows what the batcher does where batches pay. Full
@@ -55,7 +55,8 @@ class Load:
     Attributes:
         least: Clips in a turn of few callers, at least.
         each: Clips that each caller sends in a turn, at least.
-        full: Clips in a turn of full batches.
+        full: Clips in a turn of full batches, at most; as many as the callers send where those are fewer, so that both
+            turns take as long on a machine whose speed changes.
         seconds: Time after which no further round begins; there is one at least.
     """
 
@@ -65,7 +66,7 @@ class Load:
     seconds: float
 
 
-_SIMULATED_LOAD = Load(least=160, each=6, full=96, seconds=20.0)
+_SIMULATED_LOAD = Load(least=160, each=6, full=160, seconds=20.0)
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument(
-        "--seconds", type=float, default=100.0, help="after which no further round on the bundle begins"
+        "--seconds", type=float, default=300.0, help="after which no further round on the bundle begins"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +105,7 @@ def measure(model: milnce.Model, clips: Clips, numbers: Sequence[int], *, second
         simulated = cast("milnce.Model", SimulatedModel(accelerator))
         rows = _rows("simulated", simulated, small, numbers, _SIMULATED_LOAD)
         rows.append(_held(simulated, accelerator, small))
-    found = _rows("model", model, clips, numbers, Load(least=12, each=2, full=8, seconds=seconds))
+    found = _rows("model", model, clips, numbers, Load(least=12, each=2, full=32, seconds=seconds))
     full_per_s = median([row["full_per_s"] for row in found if "full_per_s" in row] or [1.0])
     rows += [*found, _overload(model, clips, full_per_s)]
     settings = {
@@ -123,6 +124,7 @@ def _rows(subject: str, model: milnce.Model, clips: Clips, numbers: Sequence[int
     batchers = {number: milnce.Batcher(model) for number in numbers}
     runs: dict[int, list[Run]] = {number: [] for number in numbers}
     many = np.resize(clips, (load.full, *clips.shape[1:]))
+    full = {number: min(load.full, sent[number]) for number in numbers}
 
     def call(number: int) -> None:
         found = callers.closed_loop(batchers[number], list(clips), callers=number, each=sent[number] // number)
@@ -132,7 +134,7 @@ def _rows(subject: str, model: milnce.Model, clips: Clips, numbers: Sequence[int
     # Full batches before each, since the machine's speed may change within a round.
     actions: dict[str, Any] = {}
     for number in numbers:
-        actions[f"full {number}"] = partial(model.encode_video, many)
+        actions[f"full {number}"] = partial(model.encode_video, many[: full[number]])
         actions[f"{number}"] = partial(call, number)
     timings, errors = interleaved(actions, rounds=_ROUNDS, warmup=0, seconds=load.seconds)
     rows = []
@@ -146,8 +148,8 @@ def _rows(subject: str, model: milnce.Model, clips: Clips, numbers: Sequence[int
             row |= {
                 "clips": sent[number],
                 "rounds": len(share.values),
-                "share": {name: value * sent[number] / load.full for name, value in share.to_json().items()},
-                "full_per_s": load.full / timings[f"full {number}"].median_s,
+                "share": {name: value * sent[number] / full[number] for name, value in share.to_json().items()},
+                "full_per_s": full[number] / timings[f"full {number}"].median_s,
                 "clips_per_s": sent[number] / timings[f"{number}"].median_s,
                 "latency": _percentiles([value for run in runs[number] for value in run.latencies_s]),
                 "mean_batch_size": batchers[number].stats().video.mean_batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from render import common
@@ -13,6 +14,10 @@ _COLUMNS = (
     *("clip", "batch", "what", "ms a clip", "p95", "clips/s", "speed", "least to most", "spread"),
     *("1 - centred cosine", "gate"),
 )
+_HEAP = {
+    True: "What is freed between rounds is kept, so that no row pays for memory that is mapped anew.",
+    False: "The C library gives back what is freed, so that rows pay for memory that is mapped anew, PyTorch's most.",
+}
 _KEPT_COLOURS = len(common.COLOURS)
 
 
@@ -22,7 +27,8 @@ def markdown(report: dict[str, Any]) -> str:
     what = (
         f"Bundle {settings.get('bundle')}; medians of up to {settings.get('rounds')} interleaved rounds; "
         f"{settings.get('reference')} is 1, round by round. Parity is with the PyTorch tower in FP32 on the CPU where "
-        "PyTorch is installed, else with the first row. No speed without passing the gate."
+        "PyTorch is installed, else with the first row. No speed without passing the gate. "
+        f"{_HEAP[bool(settings.get('heap_kept'))]}"
     )
     parts = [what, common.table(_COLUMNS, [_cells(row) for row in rows], left=3)]
     broken = [row for row in rows if row.get("failures") or row.get("error")]
@@ -56,12 +62,20 @@ def figure(report: dict[str, Any]) -> Figure | None:
         plots[1].set_xticks(range(len(cases)), cases, fontsize=8, rotation=0 if len(cases) < 8 else 60)  # noqa: PLR2004
         plots[1].set_yscale("log")
         plots[1].set_ylabel("clips/s", fontsize=9)
-        plots[1].yaxis.set_major_formatter("{x:g}")
-        plots[1].yaxis.set_minor_formatter("{x:g}")
-        plots[1].tick_params(which="minor", labelsize=7)
-        plots[1].grid(axis="y", alpha=0.3, which="both")
+        ticks = _round_values(plots[1].get_ylim())
+        plots[1].set_yticks(ticks, [f"{value:g}" for value in ticks])
+        plots[1].minorticks_off()
+        plots[1].grid(axis="y", alpha=0.3)
         plots[1].legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     return drawn
+
+
+def _round_values(limits: tuple[float, float]) -> list[float]:
+    """Return 1, 2, 5, 10, 20 and so on within limits: a logarithmic axis' own labels lie over each other."""
+    low, high = limits
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
+    return [value for value in values if low <= value <= high]
 
 
 def _case(row: dict[str, Any]) -> str:

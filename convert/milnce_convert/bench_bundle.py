@@ -26,6 +26,7 @@ from milnce.bench import (
 )
 from milnce.bundle import Bundle
 from milnce.errors import InputError, MilnceError
+from milnce.heap import kept_heap
 from milnce.machine import blas_threads, cores, describe, memory_bytes
 from milnce.model import load
 from milnce_convert.judge import judge
@@ -90,7 +91,7 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
     compiled: bool = False,
     progress: Progress = print,
 ) -> dict[str, Any]:
-    """Measure a bundle.
+    """Measure a bundle, the memory that is freed between rounds being kept (`milnce.heap.kept_heap`).
 
     Args:
         path: The bundle's folder.
@@ -112,7 +113,10 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
         MilnceError: as `milnce.bench.open_all`.
     """
     bundle, threads = Bundle.open(path), threads or cores()
-    with open_all(path, backend=backend, device=device, precisions=precisions, threads=threads) as opened:
+    with (
+        open_all(path, backend=backend, device=device, precisions=precisions, threads=threads) as opened,
+        kept_heap() as heap_kept,
+    ):
         towers = PyTorchRows()
         if pytorch:
             progress("PyTorch: the towers are rebuilt from the bundle's weights")
@@ -141,7 +145,7 @@ def bench_bundle(  # noqa: PLR0913  # what to measure, in what, for how long
             "name": bundle.manifest.name,
             "digest": bundle.manifest.model_digest,
             "machine": describe(),
-            "settings": {"rounds": rounds, "threads": threads, "blas_threads": blas_threads()},
+            "settings": {"rounds": rounds, "threads": threads, "blas_threads": blas_threads(), "heap_kept": heap_kept},
             "reference": sources[0].name,
             "video": video,
             "text": text,

@@ -77,11 +77,11 @@ def test_the_share_is_of_clips_and_not_of_turns(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(batcher, "interleaved", interleaved)
     write_tiny_bundle(tmp_path / "tiny")
     with milnce.load(tmp_path / "tiny", backend="onnxruntime") as model:
-        (row,) = batcher._rows("model", model, tiny_clips(8), [3], Load(least=12, each=2, full=16, seconds=0.0))  # noqa: SLF001
-    # 12 clips beside 16, in a half, a quarter, and a quarter of their time.
+        (row,) = batcher._rows("model", model, tiny_clips(8), [3], Load(least=12, each=2, full=8, seconds=0.0))  # noqa: SLF001
+    # 12 clips beside 8, in a half, a quarter, and a quarter of their time.
     assert row["clips"] == 12
-    assert row["share"] == {"median": 3.0, "minimum": 1.5, "maximum": 3.0}
-    assert (row["full_per_s"], row["clips_per_s"]) == (16.0, 24.0)
+    assert row["share"] == {"median": 6.0, "minimum": 3.0, "maximum": 6.0}
+    assert (row["full_per_s"], row["clips_per_s"]) == (8.0, 24.0)
     assert row["mean_batch_size"] == 1.0
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ import latency
 from helpers.tiny_bundle import write_tiny_bundle
 from milnce.bench import Source
 from milnce.errors import MissingDependencyError
+from milnce_convert.bench_bundle import video_rows
 from render import latency as renderer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEMO = Path(__file__).parents[2] / "engines" / "demo"
 
@@ -94,6 +99,38 @@ def test_a_report_is_measured_rendered_and_judged(
     assert "- not measured: tensorrt: " in page
     assert (tmp_path / "r" / "latency.png").read_bytes().startswith(b"\x89PNG")
     assert "2 x 4x16x16" in capsys.readouterr().err
+
+
+def test_the_heap_is_kept_unless_the_default_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "USUAL", ((1, 4, 16),))
+    kept: list[bool] = []
+
+    @contextmanager
+    def kept_heap() -> Iterator[bool]:
+        kept.append(True)
+        yield True
+
+    def rows(*arguments: Any, **options: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+        kept.append(False)
+        return video_rows(*arguments, **options)
+
+    monkeypatch.setattr(latency, "kept_heap", kept_heap)
+    monkeypatch.setattr(latency, "video_rows", rows)
+    write_tiny_bundle(tmp_path / "tiny")
+    arguments = ["--bundle", str(tmp_path / "tiny"), "--rounds", "1", "--no-compile", "--results", str(tmp_path)]
+    latency.main(arguments)
+    assert kept == [True, False]
+    document = json.loads((tmp_path / "latency.json").read_text("utf-8"))
+    assert document["settings"]["heap_kept"] is True
+    assert "What is freed between rounds is kept" in (tmp_path / "latency.md").read_text("utf-8")
+    (tmp_path / "latency.json").unlink()
+    latency.main([*arguments, "--default-heap"])
+    assert kept == [True, False, False]
+    document = json.loads((tmp_path / "latency-default-heap.json").read_text("utf-8"))
+    # Its speeds flatter, so nothing is held to them.
+    assert (document["settings"]["heap_kept"], document["targets"]) == (False, [])
+    assert "gives back what is freed" in (tmp_path / "latency-default-heap.md").read_text("utf-8")
+    assert not (tmp_path / "latency.json").exists()
 
 
 def test_compiled_rows_are_of_the_main_case_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

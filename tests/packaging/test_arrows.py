@@ -46,7 +46,7 @@ FORBIDDEN = {
     ),
     "milnce.video": ("backends", "bundle", "tokenizer", "model", "pipeline", "search", "features", "sheet", "cli"),
     **dict.fromkeys(
-        ("milnce.timing", "milnce.machine"),
+        ("milnce.timing", "milnce.machine", "milnce.heap"),
         (
             "backends",
             "video",
