@@ -180,13 +180,14 @@ def measure(
         rows.append(row)
         item.model.close()
     settings = {"clip": list(clips.shape[1:4]), "device": device, "threads": threads}
+    measured = [rates.of_peak(peak) for peak in tops if peak.key in timings]
     return {
         "settings": {**settings, "blas_kernels": peaks.blas_kernels(), "cache_bytes": _cache_bytes(device)},
         "work": total_work(layers),
-        "peaks": [rates.of_peak(peak) for peak in tops if peak.key in timings],
+        "peaks": measured,
         "rows": rows,
         "left_out": {**left_out, **errors},
-        "targets": [_target(rows).to_json()] if device == "cpu" else [],
+        "targets": [_target(rows, measured).to_json()] if device == "cpu" else [],
     }
 
 
@@ -256,14 +257,18 @@ def _row(item: Contender, clips: NDArray[np.uint8], reference: NDArray[np.float3
     }
 
 
-def _target(rows: Sequence[Mapping[str, Any]]) -> Target:
-    """Return the target of the best exact row."""
+def _target(rows: Sequence[Mapping[str, Any]], tops: Sequence[Mapping[str, Any]]) -> Target:
+    """Return the target of the best exact row, with its share of a matrix product beside that of the best peak."""
     exact = [row for row in rows if row["gate"] == FP32_GATE.name and "share_of_peak" in row]
     best = max(exact, key=lambda row: float(row["share_of_peak"]["median"]), default=None)
     name = "best exact path, share of the measured FP32 peak"
     if best is None:
         return Target(name, WANTED_SHARE, None, bound="no exact row could be measured")
-    bound = what_bounds(best["kinds"], best["peak_flops_per_s"]) if "kinds" in best else ""
+    bounds = [what_bounds(best["kinds"], best["peak_flops_per_s"])] if "kinds" in best else []
+    products = [top["rate_per_s"] for top in tops if "product" in top["name"] and top["precision"] == "fp32"]
+    if products:
+        bounds.append(f"of the fastest large matrix product it reaches {best['flops_per_s'] / max(products):.0%}")
+    bound = "; ".join(bounds)
     return Target(f"{name} ({best['name']})", WANTED_SHARE, best["share_of_peak"]["median"], bound=bound)
 
 

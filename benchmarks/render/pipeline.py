@@ -75,8 +75,12 @@ def _memory(memory: Mapping[str, Any]) -> str:
         ]
         for kind, length in zip(("short", "long"), memory["minutes"], strict=True)
     ]
-    columns = ("videos", "windows", "s", "peak of the command, MiB", "with the processes that decode, MiB")
-    about = f"`milnce embed` on {memory['video']}, looped; {memory['features_mib']:.0f} MiB of the last are features."
+    columns = ("videos", "windows", "s", "resident, MiB", "own with decoders, MiB")
+    about = (
+        f"`milnce embed` on {memory['video']}, looped: the largest resident memory of the command, with the libraries "
+        "that it shares with others, and the largest sum of its own memory and that of the processes that decode; "
+        f"{memory['features_mib']:.0f} MiB of the last are features."
+    )
     return f"{about}\n\n{common.table(columns, lines)}"
 
 
@@ -91,7 +95,7 @@ def figure(report: dict[str, Any]) -> Figure | None:
         plot.barh(index, row["clips_per_s"], color=colour, height=0.7)
         plot.annotate(
             f"{row['clips_per_s']:.2f}",
-            (row["clips_per_s"], index),
+            (max(_reach([row])), index),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",

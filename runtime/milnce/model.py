@@ -10,16 +10,17 @@ import numpy as np
 
 from milnce import backends
 from milnce.arguments import positive
+from milnce.batches import run_in_batches
 from milnce.bundle import Bundle
 from milnce.clips import check_clips, input_form
 from milnce.embeddings import VideoEmbeddings
-from milnce.errors import BackendError, BackendUnavailableError, InputError, NonFiniteError
+from milnce.errors import BackendError, BackendUnavailableError, InputError
 from milnce.manifest import MODULES
 from milnce.onnx_policy import refuse_external_data
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -273,7 +274,7 @@ class Model:
             found = backend.run({spec.name: clips}, on_device=on_device)
             return VideoEmbeddings(found["video_embedding"], found["mixed_5c"])
         step = positive("batch_size", batch_size) if batch_size is not None else backend.largest_batch or _CLIPS_AT_ONCE
-        results = _run_in_batches(backend, clips, step)
+        results = run_in_batches(backend, clips, step)
         return VideoEmbeddings(results["video_embedding"], results["mixed_5c"])
 
     def encode_text(
@@ -307,7 +308,7 @@ class Model:
         tokens = self.tokenizer(sentences, max_words=max_words, warn=warn)
         backend = self.open("text")
         step = step or (len(tokens) if backend.splits_itself else _SENTENCES_AT_ONCE)
-        return _run_in_batches(backend, tokens, step)["text_embedding"]
+        return run_in_batches(backend, tokens, step)["text_embedding"]
 
     def project(self, mixed_5c: NDArray[Any], *, batch_size: int = 4096) -> Float32Array:
         """Turn stored `mixed_5c` features into embeddings, by the tower's last layer alone.
@@ -330,7 +331,7 @@ class Model:
         backend.inputs[0].check(mixed_5c)
         if not np.isfinite(mixed_5c).all():
             raise InputError("mixed_5c: holds NaN or infinity; give the features as encode_video made them")
-        return _run_in_batches(backend, mixed_5c, step)["video_embedding"]
+        return run_in_batches(backend, mixed_5c, step)["video_embedding"]
 
     def embed_files(  # noqa: PLR0913 - what to embed, how, and how much of the machine it may take
         self,
@@ -372,27 +373,3 @@ class Model:
             stall_s=stall_s,
             decoder=decoder,
         )
-
-
-def not_finite(backend: Backend, output: str) -> NonFiniteError:
-    """Return the error that says that `backend` gave NaN or infinity in `output`."""
-    # A backend opened for fp16 runs the projection in FP32; one opened for bf16 computes FP32 graphs in it.
-    precision = "bf16" if backend.precision == "bf16" else backend.graph.precision
-    cure = "the input, or the bundle's weights, are out of range" if precision == "fp32" else "try fp32"
-    return NonFiniteError(
-        f"{backend.graph.module} in {precision} on {backend.name} gave NaN or infinity in {output}; {cure}"
-    )
-
-
-def _run_in_batches(backend: Backend, array: NDArray[Any], step: int) -> Mapping[str, Float32Array]:
-    """Run `array` in batches of at most `step` along its first axis, and join the results in order."""
-    spec = backend.inputs[0]
-    if spec.shape[0].maximum is not None:
-        step = min(step, spec.shape[0].maximum)
-    batches = ({spec.name: array[start : start + step]} for start in range(0, len(array), step))
-    parts = list(backend.stream(batches)) if step < len(array) else [backend.run({spec.name: array})]
-    joined = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in backend.outputs}
-    for name, values in joined.items():
-        if not np.isfinite(values).all():
-            raise not_finite(backend, name)
-    return joined

@@ -249,6 +249,12 @@ def test_the_report_has_every_exact_backend_with_its_share_and_its_layers(report
     best = max(rows[name]["share_of_peak"]["median"] for name in ("openvino fp32", "onnxruntime fp32"))
     assert target["measured"] == best
     assert "convolutions take" in target["bound"]
+    exact = max(
+        (rows[name] for name in ("openvino fp32", "onnxruntime fp32")), key=lambda row: row["share_of_peak"]["median"]
+    )
+    (product,) = [top["rate_per_s"] for top in report["peaks"] if top["name"] == "NumPy matrix product"]
+    share = f"{exact['flops_per_s'] / product:.0%}"
+    assert target["bound"].endswith(f"; of the fastest large matrix product it reaches {share}")
 
 
 def test_outputs_that_fail_their_gate_have_no_speed() -> None:
