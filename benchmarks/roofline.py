@@ -2,8 +2,9 @@
 
     python benchmarks/roofline.py [--bundle DIR] [--rounds 9] [--frames 32] [--size 224] [--device cpu|cuda]
 
-One clip at a time, on all cores. The machine's peaks (matrix products, convolutions, copies) are measured in the same
-interleaved rounds as the model, so that a share holds although the machine's speed varies. The share of a row is
+One clip at a time, on all cores, three of them a round. The machine's peaks (matrix products, convolutions, copies) are
+measured in the same interleaved rounds, so that a share holds although the machine's speed varies; they run as long as
+three clips do, so that what ran before them, and left its data in the caches, costs both little. The share of a row is
 
     2 x multiply-adds of the graph / seconds / the best rate of any product or convolution of that precision
 
@@ -33,7 +34,7 @@ from harness import Target
 from layers import count_layers
 from milnce.bundle import Bundle
 from milnce.errors import MilnceError
-from milnce.timing import interleaved
+from milnce.timing import Timing, interleaved
 from milnce_convert.parity import BF16_GATE, FP16_GATE, FP32_GATE, Gate, compare
 from milnce_convert.sample_inputs import moving_clips
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 WANTED_SHARE = 0.85
 _BUDGET_S = 150.0  # of rounds: on a busy machine there are fewer
-_CLIPS = 3  # that parity is measured on; one is timed
+_CLIPS = 3  # a round, one by one
 _GPU_RUNS = 5
 _ROWS: dict[str, tuple[tuple[str, str, Gate], ...]] = {
     "cpu": (
@@ -142,7 +143,7 @@ def measure(
 
     Args:
         bundle: The bundle.
-        clips: uint8 (N, T, H, W, 3); the first is timed, all are compared.
+        clips: uint8 (N, T, H, W, 3), which a round embeds one by one.
         reference: float32 (N, 512), their embeddings.
         device: "cpu" or "cuda".
         rounds: Interleaved rounds, at most.
@@ -162,11 +163,12 @@ def measure(
         tops = _peaks(device, threads, tuple(dict.fromkeys(item.precision for item in contenders)))
     profiled = _profiles(contenders, graph, clips[:1], threads) if device == "cpu" else {}
     actions = {peak.key: Metered(peak.call) for peak in tops}
-    actions |= {item.name: Metered(partial(item.model.encode_video, clips[:1])) for item in contenders}
+    actions |= {item.name: Metered(partial(item.model.encode_video, clips, batch_size=1)) for item in contenders}
     actions |= {f"profile of {name}": Metered(profile) for name, profile in profiled.items()}
     waits = {peak.key: peak.wait for peak in tops if peak.wait is not None}
     timings, errors = interleaved(actions, rounds=rounds, seconds=_BUDGET_S, least=3, synchronize=waits)
-    rates = Rates({name: (timing, actions[name].cpu_s[-len(timing.seconds) :]) for name, timing in timings.items()})
+    clips_in = dict.fromkeys((item.name for item in contenders), len(clips))
+    rates = Rates({name: _each(timing, actions[name].cpu_s, clips_in.get(name, 1)) for name, timing in timings.items()})
     runs = _runs(profiled, graph, clips[:1], device)
     rows = []
     for item in contenders:
@@ -176,7 +178,7 @@ def measure(
             roof = rates.roof(item.precision, tops, _cache_bytes(device))
             if item.name in runs and roof is not None:
                 counted = profiles.seconds_of_layers(layers, runs[item.name])
-                row |= layer_rows(layers, counted, timings[item.name].median_s, roof)
+                row |= layer_rows(layers, counted, rates.rounds[item.name][0].median_s, roof)
         rows.append(row)
         item.model.close()
     settings = {"clip": list(clips.shape[1:4]), "device": device, "threads": threads}
@@ -189,6 +191,12 @@ def measure(
         "left_out": {**left_out, **errors},
         "targets": [_target(rows, measured).to_json()] if device == "cpu" else [],
     }
+
+
+def _each(timing: Timing, cpu_s: Sequence[float], count: int) -> tuple[Timing, list[float]]:
+    """Return the times of one clip, by the clock and of the CPU, where each call ran `count`."""
+    timed = cpu_s[-len(timing.seconds) :]  # the calls before warmed up
+    return Timing(tuple(value / count for value in timing.seconds)), [value / count for value in timed]
 
 
 def _contenders(bundle: Path, device: str) -> tuple[list[Contender], dict[str, str]]:
