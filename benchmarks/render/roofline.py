@@ -168,8 +168,9 @@ def _draw_roofline(plot: Axes, report: Mapping[str, Any], row: Mapping[str, Any]
             plot.plot([reach[0], edge], [reach[0] * rates[kind], peak], style, color="#444444", lw=1.2, label=label)
     plot.plot([peak / max(rates.values(), default=1.0), reach[1]], [peak, peak], "-", color="#444444", lw=1.2)
     plot.annotate(
-        f"{row['peak']}: {peak:.0f} GFLOP/s", (reach[1], peak), (0, 4), textcoords="offset points", ha="right"
+        f"{row['peak']}: {peak:.0f} GFLOP/s", (reach[1], peak), (0, 12), textcoords="offset points", ha="right"
     )
+    plot.margins(y=0.12)
     plot.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
     plot.set_title(f"{row['name']}: layers under the roofline; the larger the dot, the more of the time", fontsize=10)
     legend = plot.legend(fontsize=8, loc="lower right", frameon=False)
