@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
 DEMO := build/demo
+JOBS ?= 2
 
 .PHONY: help demo test lint types unit bench soak gpu-check clean
 
@@ -51,8 +52,10 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# In two processes; then, by themselves, those that interrupt, or look at time or memory.
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/latency.py

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gpucheck.settings import Settings
     from helpers.fake_cuda import FakeCuda
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.usefixtures("simulated")
 def test_latency_measures_every_way_with_its_parity(settings: Settings) -> None:

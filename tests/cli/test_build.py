@@ -225,6 +225,7 @@ def test_a_folder_of_others_is_refused(bundle: Path, run: Run) -> None:
     assert "is writable for others (mode 0777)" in result.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.usefixtures("rtx")
 def test_a_stopped_build_leaves_nothing(number: signal.Signals, code: int, bundle: Path, tmp_path: Path) -> None:

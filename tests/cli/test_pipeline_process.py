@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Ran]
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def long_videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

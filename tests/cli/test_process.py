@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Ran]
 
+pytestmark = pytest.mark.alone
+
 
 def test_stdout_is_one_json_document_and_nothing_else(tiny: Tiny, tmp_path: Path, run_process: Run) -> None:
     out = tmp_path / "f.npz"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Make = Callable[..., PlanBench]
 
+pytestmark = pytest.mark.alone
+
 
 def test_the_parsers_errors_name_node_and_operator(make: Make) -> None:
     bench = make("11")

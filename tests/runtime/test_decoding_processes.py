@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from milnce.model import Model
     from milnce.video import Preset
 
+pytestmark = pytest.mark.alone
+
 PRESET = get_preset("sliding", frames=4, size=32, stride_frames=3)
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from milnce.decoding.worker import Setup
     from milnce.model import Model
 
+pytestmark = pytest.mark.alone
+
 PRESET = get_preset("sliding", frames=4, size=32, stride_frames=3)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 pytest.importorskip("openvino")
 
 # OpenVINO's CPU plugin lends the thread that loads it a stack for signals. In a process of its own, since without the

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from milnce.errors import MilnceError
 
+pytestmark = pytest.mark.alone
+
 ROWS = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
 SPANS = (WindowSpan(0, 0.0, 3.2), WindowSpan(1, 3.2, 6.4))
 GOOD, BROKEN = Path("good.mp4"), Path("broken.mp4")

@@ -18,6 +18,8 @@ from soaking.run import ACTIONS
 from soaking.statistic import LIMITS, MIB
 from soaking.watch import COUNTS, MEMORY
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 20.0
 LEAK = 16_384  # bytes a request
