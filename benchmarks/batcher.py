@@ -55,18 +55,15 @@ class Load:
     Attributes:
         least: Clips in a turn of few callers, at least.
         each: Clips that each caller sends in a turn, at least.
-        full: Clips in a turn of full batches, at most; as many as the callers send where those are fewer, so that both
-            turns take as long on a machine whose speed changes.
         seconds: Time after which no further round begins; there is one at least.
     """
 
     least: int
     each: int
-    full: int
     seconds: float
 
 
-_SIMULATED_LOAD = Load(least=160, each=6, full=160, seconds=20.0)
+_SIMULATED_LOAD = Load(least=160, each=6, seconds=30.0)
 
 
 def main() -> None:
@@ -105,13 +102,12 @@ def measure(model: milnce.Model, clips: Clips, numbers: Sequence[int], *, second
         simulated = cast("milnce.Model", SimulatedModel(accelerator))
         rows = _rows("simulated", simulated, small, numbers, _SIMULATED_LOAD)
         rows.append(_held(simulated, accelerator, small))
-    found = _rows("model", model, clips, numbers, Load(least=12, each=2, full=32, seconds=seconds))
+    found = _rows("model", model, clips, numbers, Load(least=12, each=2, seconds=seconds))
     full_per_s = median([row["full_per_s"] for row in found if "full_per_s" in row] or [1.0])
     rows += [*found, _overload(model, clips, full_per_s)]
     settings = {
         "clip": clips.shape[1:],
         "backend": str(model.backend),
-        "full_batch": model.open("video").largest_batch or _CLIPS,
         "simulated": {"batch_s": _BATCH_S, "clip_s": _CLIP_S, "largest_batch": _LARGEST, "clip": small.shape[1:]},
     }
     return {"settings": settings, "rows": rows, "text": _text(model, clips), "targets": _targets(rows)}
@@ -123,18 +119,17 @@ def _rows(subject: str, model: milnce.Model, clips: Clips, numbers: Sequence[int
     sent = {number: number * max(load.each, load.least // number) for number in numbers}
     batchers = {number: milnce.Batcher(model) for number in numbers}
     runs: dict[int, list[Run]] = {number: [] for number in numbers}
-    many = np.resize(clips, (load.full, *clips.shape[1:]))
-    full = {number: min(load.full, sent[number]) for number in numbers}
+    many = np.resize(clips, (max(sent.values()), *clips.shape[1:]))
 
     def call(number: int) -> None:
         found = callers.closed_loop(batchers[number], list(clips), callers=number, each=sent[number] // number)
         runs[number].append(found)
         print(f"  {subject}: {number} callers, {sent[number]} clips in {found.seconds:.2f} s", flush=True)
 
-    # Full batches before each, since the machine's speed may change within a round.
+    # As many clips in full batches before each, since the machine's speed may change within a round.
     actions: dict[str, Any] = {}
     for number in numbers:
-        actions[f"full {number}"] = partial(model.encode_video, many[: full[number]])
+        actions[f"full {number}"] = partial(model.encode_video, many[: sent[number]])
         actions[f"{number}"] = partial(call, number)
     timings, errors = interleaved(actions, rounds=_ROUNDS, warmup=0, seconds=load.seconds)
     rows = []
@@ -148,8 +143,8 @@ def _rows(subject: str, model: milnce.Model, clips: Clips, numbers: Sequence[int
             row |= {
                 "clips": sent[number],
                 "rounds": len(share.values),
-                "share": {name: value * sent[number] / full[number] for name, value in share.to_json().items()},
-                "full_per_s": full[number] / timings[f"full {number}"].median_s,
+                "share": share.to_json(),
+                "full_per_s": sent[number] / timings[f"full {number}"].median_s,
                 "clips_per_s": sent[number] / timings[f"{number}"].median_s,
                 "latency": _percentiles([value for run in runs[number] for value in run.latencies_s]),
                 "mean_batch_size": batchers[number].stats().video.mean_batch_size,

@@ -115,9 +115,10 @@ class Rates:
             "spread": timing.spread,
         }
 
-    def best(self, tops: Iterable[Peak], kind: str, precision: str = "") -> Peak | None:
-        """Return the peak of a kind with the largest median rate, or None if none was measured."""
-        found = [peak for peak in tops if (peak.kind, peak.precision) == (kind, precision) and peak.key in self.rounds]
+    def best(self, tops: Iterable[Peak], kind: str, precision: str = "", name: str = "") -> Peak | None:
+        """Return the peak of a kind, with `name` in its own, of the largest median rate; None if none was measured."""
+        asked = [peak for peak in tops if (peak.kind, peak.precision) == (kind, precision) and name in peak.name]
+        found = [peak for peak in asked if peak.key in self.rounds]
         return max(found, key=lambda peak: peak.amount / self.rounds[peak.key][0].median_s, default=None)
 
     def roof(self, precision: str, tops: Sequence[Peak], cache_bytes: int) -> Roof | None:
@@ -138,11 +139,16 @@ class Rates:
         if best is None:
             return figures
         best_timing, best_cpu_s = self.rounds[best.key]
+        product = self.best(tops, "compute", precision, "product")
+        product_s = self.rounds[product.key][0].seconds if product is not None else ()
         return {
             **figures,
             "peak": best.key,
             "peak_flops_per_s": best.amount / best_timing.median_s,
             "share_of_peak": shares(work, timing.seconds, best.amount, best_timing.seconds),
+            "share_of_product": shares(work, timing.seconds, product.amount, product_s)
+            if product is not None
+            else None,
             "share_of_peak_by_cpu_time": shares(work, cpu_s, best.amount, best_cpu_s) if min(cpu_s) > 0 else None,
             "share_with_padding": shares(shape_work, timing.seconds, best.amount, best_timing.seconds)["median"],
         }

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Case = tuple[int, int, int]
 
 MAIN: Case = (1, 32, 224)  # batch, frames, size: what the targets are of
-USUAL: tuple[Case, ...] = (MAIN, (1, 16, 224), (1, 32, 200), (1, 32, 256), (4, 32, 224))
+USUAL: tuple[Case, ...] = (MAIN, (1, 16, 224), (1, 32, 200), (1, 32, 256), (4, 32, 224), (8, 32, 224), (32, 32, 224))
 FULL: tuple[Case, ...] = tuple(
     (batch, frames, size) for frames in (32, 16) for size in (224, 200, 256) for batch in (1, 2, 4, 8, 16, 32)
 )
@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bundle, threads = Bundle.open(path), cores()
     heap = nullcontext(False) if options.default_heap else kept_heap()
     with open_all(path, threads=threads, cuda=CudaOptions(exhaustive_search=True)) as opened, heap as heap_kept:
+        if not options.compile:
+            opened.left_out["PyTorch compiled"] = "--no-compile was given"
         compiled = options.compile and _can_compile(path, opened)
         towers = pytorch_rows(bundle, opened, compiled=compiled, threads=threads)
         sources = [*towers.video, *map(video_source, opened.models)]
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reference = towers.reference or sources[0].run
             rows += video_rows(taking_part, reference, case, rounds=options.rounds, seconds=options.seconds)
         left_out = dict(opened.left_out)
+    if not any(row.get("device") == "cuda" for row in rows):
+        left_out["PyTorch eager TF32, FP16"] = "they are measured on a GPU, and there is none"
     widths = {spec.name: spec.shape[1].size for spec in bundle.graph("video").outputs}
     full = widths["mixed_5c"] == _FULL_FEATURES
     settings = {"bundle": bundle.manifest.name, "rounds": options.rounds, "seconds": options.seconds}

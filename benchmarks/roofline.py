@@ -4,7 +4,7 @@
 
 One clip at a time, on all cores, three of them a round. The machine's peaks (matrix products, convolutions, copies) are
 measured in the same interleaved rounds, so that a share holds although the machine's speed varies; they run as long as
-three clips do, so that what ran before them, and left its data in the caches, costs both little. The share of a row is
+three clips, or longer, so that what ran before, and left its data in the caches, costs both little. A row's share is
 
     2 x multiply-adds of the graph / seconds / the best rate of any product or convolution of that precision
 
@@ -182,14 +182,13 @@ def measure(
         rows.append(row)
         item.model.close()
     settings = {"clip": list(clips.shape[1:4]), "device": device, "threads": threads}
-    measured = [rates.of_peak(peak) for peak in tops if peak.key in timings]
     return {
         "settings": {**settings, "blas_kernels": peaks.blas_kernels(), "cache_bytes": _cache_bytes(device)},
         "work": total_work(layers),
-        "peaks": measured,
+        "peaks": [rates.of_peak(peak) for peak in tops if peak.key in timings],
         "rows": rows,
         "left_out": {**left_out, **errors},
-        "targets": [target.to_json() for target in _targets(rows, measured)] if device == "cpu" else [],
+        "targets": [target.to_json() for target in _targets(rows)] if device == "cpu" else [],
     }
 
 
@@ -265,19 +264,15 @@ def _row(item: Contender, clips: NDArray[np.uint8], reference: NDArray[np.float3
     }
 
 
-def _targets(rows: Sequence[Mapping[str, Any]], tops: Sequence[Mapping[str, Any]]) -> list[Target]:
-    """Return the targets of the best exact row: its share of a large matrix product, and of the fastest peak of all."""
+def _targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+    """Return the targets of the best exact row: its share of a large matrix product, and of the fastest peak."""
     exact = [row for row in rows if row["gate"] == FP32_GATE.name and "share_of_peak" in row]
     best = max(exact, key=lambda row: float(row["share_of_peak"]["median"]), default=None)
-    names = [
-        f"best exact path, share of the {peak}" for peak in ("fastest large matrix product", "fastest peak of all")
-    ]
+    peaks_of = ("large matrix product", "product or convolution")
+    names = [f"best exact path, share of the fastest {name}" for name in peaks_of]
     if best is None:
         return [Target(name, WANTED_SHARE, None, bound="no exact row could be measured") for name in names]
-    product = max(
-        (top["rate_per_s"] for top in tops if "product" in top["name"] and top["precision"] == "fp32"), default=0.0
-    )
-    shares = (best["flops_per_s"] / product if product else None, best["share_of_peak"]["median"])
+    shares = ((best["share_of_product"] or {}).get("median"), best["share_of_peak"]["median"])
     bound = what_bounds(best["kinds"], best["peak_flops_per_s"]) if "kinds" in best else ""
     return [
         Target(f"{name} ({best['name']})", WANTED_SHARE, share, bound=bound)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("numpy", "onnxruntime", "openvino")
 REFERENCE = "onnxruntime"
-# What the issue asks of this path, of the largest value.
+# What is allowed, of the largest value.
 TOLERANCE = 1e-5
 CASES = ("zipf", "different")
 # ONNX Runtime and OpenVINO get the batches that `Model.encode_text` gives them.

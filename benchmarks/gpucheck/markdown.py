@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpucheck.record import ABSENT, BAD, ERROR, FAILED, MEASURED, PASSED
-from gpucheck.tables import latency, memory, parity, plans, throughput
+from gpucheck.tables import latency, memory, parity, peaks, plans, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,10 @@ def render(document: dict[str, Any]) -> str:
     return "\n\n".join(section.rstrip() for section in sections if section) + "\n"
 
 
-_TABLES = (("plan", plans), ("parity", parity), ("latency", latency), ("throughput", throughput), ("memory", memory))
+_TABLES = (
+    *(("plan", plans), ("parity", parity), ("peak", peaks), ("latency", latency), ("throughput", throughput)),
+    ("memory", memory),
+)
 
 
 def checks(document: dict[str, Any], kind: str) -> Iterator[Event]:

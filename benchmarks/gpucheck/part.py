@@ -16,6 +16,7 @@ MODULES = {
     "bundles": "bundles",
     "plans": "plans",
     "parity": "parity",
+    "peaks": "limits",
     "latency": "latency",
     "throughput": "throughput",
     "memory": "memory",

@@ -51,6 +51,7 @@ PARTS = (
     Part("bundles", 200, 5, 40),
     Part("plans", 420, 10, 60, ("bundles",)),
     Part("parity", 240, 15, 60, ("bundles", "plans")),
+    Part("peaks", 60, 5, 15),
     Part("latency", 300, 15, 90, ("bundles", "plans")),
     Part("throughput", 120, 10, 30, ("bundles", "plans")),
     Part("memory", 120, 10, 30, ("bundles", "plans")),

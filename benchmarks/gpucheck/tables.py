@@ -57,6 +57,24 @@ def parity(found: Sequence[Event]) -> str:
     return "\n".join(lines)
 
 
+def peaks(found: Sequence[Event]) -> str:
+    """Return what the GPU can do at most, or why that was not measured."""
+    if not found:
+        return ""
+    lines = ["## Peaks", "", "What PyTorch reaches on this GPU: large matrix products, and a copy on the device, which"]
+    lines[-1] += " counts what it reads and what it writes."
+    lines += ["", "| | a second | of | rounds | spread |", "| --- | ---: | --- | ---: | ---: |"]
+    for check in found:
+        data = check["data"]
+        if check["outcome"] != MEASURED:
+            lines.append(f"| {_cell(check['check'])} | | {check['outcome']}: {_cell(check['detail'])} | | |")
+            continue
+        scale, unit = (1e-9, "GB") if data["of"] == "byte" else (1e-12, "TFLOP")
+        figures = f"{data['per_s'] * scale:.4g} | {unit} | {data['rounds']} | {data['spread']:.0%}"
+        lines.append(f"| {_cell(check['check'])} | {figures} |")
+    return "\n".join(lines)
+
+
 def latency(found: Sequence[Event]) -> str:
     """Return a table a bundle: for each row and batch size its speed with its parity, or why there is none."""
     if not found:

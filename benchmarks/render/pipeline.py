@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from render import common
@@ -30,10 +31,11 @@ _PARTS = {"decode": 5, "model": 2, "pipeline": 0, "plain loop": 1, "lean loop": 
 def markdown(report: dict[str, Any]) -> str:
     """Return a row for each way from files to features, and the memory of long videos beside short ones."""
     settings = report["settings"]
+    rounds = max((len(row["timing"]["seconds"]) for row in report["rows"] if "timing" in row), default=0)
     about = (
         f"{settings['clips']} clips by {settings['preset']} from {settings.get('copies', 1)} videos each of "
         f"{', '.join(settings.get('videos', []))}; {settings['cores']} cores, batches of {settings['batch_size']}. "
-        "Columns from the fifth on are medians of quotients round by round."
+        f"Medians of {rounds} interleaved rounds; those of quotients are of the quotients round by round."
     )
     parts = [about, common.table(_COLUMNS, [_line(row) for row in report["rows"]])]
     bounds = [
@@ -52,13 +54,12 @@ def _line(row: Mapping[str, Any]) -> list[str]:
     if row.get("failures"):
         return [row["name"], f"fails the {row['gate']} gate", *[""] * 7, common.parity(dict(row))]
     timing = row["timing"]
-    cpu_s = sorted(row["cpu_s"])
     return [
         row["name"],
         common.number(timing["median_s"], ".2f"),
         common.number(row["clips_per_s"], ".2f"),
         common.number(timing["spread"], ".0%"),
-        common.number(cpu_s[len(cpu_s) // 2], ".2f"),
+        common.number(statistics.median(row["cpu_s"]), ".2f"),
         *(common.number(row.get(key, {}).get("median"), ".2f") for key in ("parts", "of_bound", "gain", "lean_gain")),
         common.parity(dict(row)),
     ]
@@ -77,7 +78,8 @@ def _memory(memory: Mapping[str, Any]) -> str:
     ]
     columns = ("videos", "windows", "s", "resident, MiB", "own with decoders, MiB")
     about = (
-        f"`milnce embed` on {memory['video']}, looped: the largest resident memory of the command, with the libraries "
+        f"`milnce embed` on {memory['video']}, looped, {memory.get('clips', 'small clips')}: the largest resident memory "
+        "of the command, with the libraries "
         "that it shares with others, and the largest sum of its own memory and that of the processes that decode; "
         f"{memory['features_mib']:.0f} MiB of the last are features."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milnce.batches import not_finite
+from milnce.outputs import not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

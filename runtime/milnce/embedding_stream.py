@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milnce.batches import not_finite
 from milnce.decoding.events import Batch, FileDecoded, FileFailed, WindowDecoded
 from milnce.errors import NonFiniteError
 from milnce.file_embeddings import FileEmbeddings, WindowSpan
+from milnce.outputs import not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

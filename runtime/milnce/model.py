@@ -10,13 +10,13 @@ import numpy as np
 
 from milnce import backends
 from milnce.arguments import positive
-from milnce.batches import run_in_batches
 from milnce.bundle import Bundle
 from milnce.clips import check_clips, input_form
 from milnce.embeddings import VideoEmbeddings
 from milnce.errors import BackendError, BackendUnavailableError, InputError
 from milnce.manifest import MODULES
 from milnce.onnx_policy import refuse_external_data
+from milnce.outputs import run_in_batches
 
 if TYPE_CHECKING:
     import os

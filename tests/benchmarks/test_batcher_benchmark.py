@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from milnce.embeddings import VideoEmbeddings
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch, milnce.load(path, backend="onnxruntime") as model:
         patch.setattr(batcher, "_BATCH_S", 1e-4)
         patch.setattr(batcher, "_CLIP_S", 1e-5)
-        patch.setattr(batcher, "_SIMULATED_LOAD", Load(least=16, each=1, full=16, seconds=0.0))
+        patch.setattr(batcher, "_SIMULATED_LOAD", Load(least=16, each=1, seconds=0.0))
         return batcher.measure(model, tiny_clips(8), [1, 16], seconds=0.0)
 
 
@@ -68,20 +70,27 @@ def test_the_report_is_whole_and_its_page_says_what_was_measured(report: dict[st
     assert reporting.renderer_of("batcher") is renderer
 
 
-def test_the_share_is_of_clips_and_not_of_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_batches_and_callers_have_as_many_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interleaved(actions: dict[str, Callable[[], object]], **_: object) -> tuple[dict[str, Timing], dict[str, str]]:
         for action in actions.values():
             action()
         return {"full 3": Timing((1.0, 2.0, 1.0)), "3": Timing((0.5, 0.5, 0.25))}, {}
 
+    def encode(self: milnce.Model, clips: Any) -> VideoEmbeddings:  # noqa: ANN401 - encode_video's own
+        encoded.append(len(clips))
+        return right(self, clips)
+
+    encoded: list[int] = []
+    right = milnce.Model.encode_video
     monkeypatch.setattr(batcher, "interleaved", interleaved)
+    monkeypatch.setattr(milnce.Model, "encode_video", encode)
     write_tiny_bundle(tmp_path / "tiny")
     with milnce.load(tmp_path / "tiny", backend="onnxruntime") as model:
-        (row,) = batcher._rows("model", model, tiny_clips(8), [3], Load(least=12, each=2, full=8, seconds=0.0))  # noqa: SLF001
-    # 12 clips beside 8, in a half, a quarter, and a quarter of their time.
+        (row,) = batcher._rows("model", model, tiny_clips(8), [3], Load(least=12, each=2, seconds=0.0))  # noqa: SLF001
+    assert encoded == [8, 12]  # what answers are compared with, and full batches
     assert row["clips"] == 12
-    assert row["share"] == {"median": 6.0, "minimum": 3.0, "maximum": 6.0}
-    assert (row["full_per_s"], row["clips_per_s"]) == (8.0, 24.0)
+    assert row["share"] == {"median": 4.0, "minimum": 2.0, "maximum": 4.0}
+    assert (row["full_per_s"], row["clips_per_s"]) == (12.0, 24.0)
     assert row["mean_batch_size"] == 1.0
 
 
@@ -95,7 +104,7 @@ def test_wrong_answers_get_no_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(milnce.Batcher, "encode_video", wrong)
     with milnce.load(tmp_path / "tiny", backend="onnxruntime") as model:
-        rows = batcher._rows("model", model, tiny_clips(8), [2], Load(4, 2, 4, 0.0))  # noqa: SLF001
+        rows = batcher._rows("model", model, tiny_clips(8), [2], Load(4, 2, 0.0))  # noqa: SLF001
     assert rows[0]["failures"]
     assert "clips_per_s" not in rows[0]
     assert rows[0]["failures"][0] in "".join(renderer._row(rows[0]))  # noqa: SLF001

@@ -62,7 +62,7 @@ def test_everything_runs_on_a_simulated_gpu(gpu_check: Command, tiny: Tiny, tmp_
     assert found.returncode == 0, found.stderr + found.stdout
     report = report_of(tmp_path)
     outcomes = {part["name"]: part["outcome"] for part in report["parts"]}
-    assert outcomes == dict.fromkeys(runner.NAMES, PASSED)
+    assert outcomes == {**dict.fromkeys(runner.NAMES, PASSED), "peaks": ABSENT}  # which a GPU that is there has
     assert (report["gpu"], report["complete"], report["exit_code"], report["waiting"]) == (
         gpu_fakes.GPU.name,
         True,
@@ -95,6 +95,7 @@ def test_everything_runs_on_a_simulated_gpu(gpu_check: Command, tiny: Tiny, tmp_
     # Backends, precisions; batches, callers, files.
     assert len([check for check in checks(report, "throughput") if check["outcome"] == MEASURED]) == 2 * 2 * 3
     assert len(checks(report, "memory")) == 4
+    assert [check["outcome"] for check in checks(report, "peak")] == [ABSENT]  # PyTorch here sees no GPU
     assert (tmp_path / "violations").read_text() == ""  # of all the processes
     (page,) = (tmp_path / "results").glob("*.md")
     assert page.name.startswith("gpu-check-nvidia-simulated-20")

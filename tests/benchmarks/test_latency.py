@@ -93,6 +93,8 @@ def test_a_report_is_measured_rendered_and_judged(
     assert {(found["batch"], found["size"]) for found in document["rows"]} == {(1, 16), (2, 16)}
     assert [found["measured"] for found in document["targets"]] == [None] * 4
     assert "tensorrt" in document["left_out"]
+    assert document["left_out"]["PyTorch compiled"] == "--no-compile was given"
+    assert "measured on a GPU" in document["left_out"]["PyTorch eager TF32, FP16"]
     assert "no PyTorch tower can be made" in document["left_out"]["PyTorch"]
     page = (tmp_path / "r" / "latency.md").read_text("utf-8")
     assert "| 4x16x16 | 2 | onnxruntime fp32 |" in page

@@ -242,9 +242,10 @@ def test_features_of_another_model_have_no_speed(tower: torch.nn.Module, videos:
 
 def test_the_page_and_the_picture(report: dict[str, Any], tmp_path: Path) -> None:
     kinds = {kind: {"windows": 9, "took_s": 3, "peak_mib": 100.4, "tree_peak_mib": 200.4} for kind in ("short", "long")}
-    memory = {"files": 10, "minutes": [1, 60], "video": "drawn, 64x48", "features_mib": 66.0, **kinds}
+    memory = {"files": 10, "minutes": [1, 60], "video": "drawn, 64x48", "clips": "tiny", "features_mib": 66.0, **kinds}
     text = page.markdown({**report, "memory": memory})
     assert "| openvino fp32: lean loop |" in text
+    assert "Medians of 1 interleaved rounds" in text
     assert "| 10 of 60 min | 9 | 3 | 100 | 200 |" in text
     drawn = page.figure(report)
     assert drawn is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_peaks_do_the_work_they_claim(make: Any) -> None:  # noqa: ANN401
     small = make("fp32", 1, 16)
     small.call()
     assert small.kind == "compute"
-    expected = 4 * 2 * 16**3 if make is peaks.openvino_product else 10 * 2 * 16**2 * 8 * (28 * 3 - 2) ** 2
+    expected = 12 * 2 * 16**3 if make is peaks.openvino_product else 4 * 10 * 2 * 16**2 * 8 * (28 * 3 - 2) ** 2
     assert small.amount == expected
 
 
@@ -222,7 +223,8 @@ def test_a_copy_counts_what_is_read_and_what_is_written() -> None:
 
 
 def small_peaks() -> list[Peak]:
-    return [peaks.numpy_product(64), peaks.openvino_convolution("fp32", 1, 8), *peaks.copies(1, 1 << 16)]
+    slow = replace(peaks.numpy_product(8), name="another matrix product")
+    return [slow, peaks.numpy_product(256), peaks.openvino_convolution("fp32", 1, 8), *peaks.copies(1, 1 << 16)]
 
 
 @pytest.fixture(scope="module")
@@ -248,9 +250,15 @@ def test_the_report_has_every_exact_backend_with_its_share_and_its_layers(report
     best = max(
         (rows[name] for name in ("openvino fp32", "onnxruntime fp32")), key=lambda row: row["share_of_peak"]["median"]
     )
-    (rate,) = [top["rate_per_s"] for top in report["peaks"] if top["name"] == "NumPy matrix product"]
+    slow, fast = (
+        next(top["rate_per_s"] for top in report["peaks"] if top["name"] == name)
+        for name in ("another matrix product", "NumPy matrix product")
+    )
+    assert slow < fast / 2
     assert (product["wanted"], peak["wanted"]) == (0.85, 0.85)
-    assert (product["measured"], peak["measured"]) == (best["flops_per_s"] / rate, best["share_of_peak"]["median"])
+    # Round by round, in two rounds, beside the quotient of the medians.
+    assert product["measured"] == pytest.approx(best["flops_per_s"] / fast, rel=0.5)
+    assert peak["measured"] == best["share_of_peak"]["median"]
     assert "convolutions take" in peak["bound"]
 
 

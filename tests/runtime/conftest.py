@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import milnce
+from helpers import fake_cuda
 from helpers.doubling import Doubling
 from helpers.tiny_bundle import Tiny, write_tiny_bundle
 from helpers.videos import make_video
@@ -50,6 +51,14 @@ def model(tiny: Tiny) -> Iterator[Model]:
     """Return the tiny bundle in ONNX Runtime."""
     with milnce.load(tiny.path, backend="onnxruntime") as opened:
         yield opened
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """Return a simulated GPU that runs as late as it may, checked at the end. Some modules have one of their own."""
+    installed = fake_cuda.install(monkeypatch, policy="lazy")
+    yield installed
+    installed.check()
 
 
 @pytest.fixture

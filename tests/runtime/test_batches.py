@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from helpers import fake_cuda
 from helpers.doubling import Foreign
 from milnce.backends.batches import Copier, Part, upload
 from milnce.backends.layouts import Bucket, Layout
@@ -18,17 +17,8 @@ from milnce.cuda import Cuda
 from milnce.device_arrays import as_device_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from helpers.doubling import Floats
     from helpers.fake_cuda import FakeCuda
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    fake = fake_cuda.install(monkeypatch, policy="lazy")
-    yield fake
-    fake.check()
 
 
 def test_tensors_lie_one_after_the_other_on_256_bytes() -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from milnce.heap import kept_heap
 
+pytestmark = pytest.mark.alone
+
 _BYTES = 48 * 2**20  # more than glibc ever lets itself learn to keep
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from helpers import fake_cuda
 from helpers.doubling import Foreign, floats
 from milnce.backends.intake import Arrivals, check_values, room
 from milnce.backends.layouts import Layout
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helpers.fake_cuda import FakeCuda
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    fake = fake_cuda.install(monkeypatch, policy="lazy")
-    yield fake
-    fake.check()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from cuda.bindings.runtime import cudaError_t
 
-from helpers import fake_cuda
 from milnce.backends.layouts import Bucket, Capacity, Layout
 from milnce.backends.slots import Ring
 from milnce.cuda import Cuda
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from helpers.fake_cuda import FakeCuda
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    fake = fake_cuda.install(monkeypatch, policy="lazy")
-    yield fake
-    fake.check()
 
 
 @pytest.fixture

@@ -273,6 +273,10 @@ class CpuBackend(Backend):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run checked, contiguous arrays; return arrays that nothing else holds."""
 
+    def _closed_in_use(self) -> BackendError:
+        """Return the error of a run whose graph another thread closed since `run` looked."""
+        return BackendError(f"{self.name}: {self.graph} was closed while in use; load the model again")
+
     def _run_wrapped(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
             return self._run(feeds)

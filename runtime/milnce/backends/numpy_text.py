@@ -97,6 +97,6 @@ class NumpyBackend(CpuBackend):
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tower = self._tower
-        if tower is None:  # closed by another thread since `run` looked
-            raise BackendError(f"{NAME}: {self.graph} was closed while in use; load the model again")
+        if tower is None:
+            raise self._closed_in_use()
         return {self.outputs[0].name: tower(feeds[self.inputs[0].name])}

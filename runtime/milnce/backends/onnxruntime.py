@@ -95,8 +95,8 @@ class OnnxRuntimeBackend(CpuBackend):
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         session = self._session
-        if session is None:  # closed by another thread since `run` looked
-            raise BackendError(f"{NAME}: {self.graph} was closed while in use; load the model again")
+        if session is None:
+            raise self._closed_in_use()
         return dict(zip(self._output_names, session.run(self._output_names, dict(feeds)), strict=True))
 
 

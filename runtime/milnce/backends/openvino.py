@@ -109,7 +109,7 @@ class OpenVinoBackend(CpuBackend):
         # One request and one lock: a run already uses all threads, and a second request would double the memory.
         with self._lock:
             if self._model is None:
-                raise BackendError(f"{NAME}: {self.graph} was closed while in use; load the model again")
+                raise self._closed_in_use()
             request, inputs = self._request(shapes)
             # OpenVINO shares no memory that it may not write to, and does not hold what it shares: it must live here.
             arrays = {name: array if array.flags.writeable else array.copy() for name, array in feeds.items()}

@@ -1,4 +1,4 @@
-"""Runs a graph on an array of any length in batches, and refuses what is not finite."""
+"""What a backend gives for an array of any length: run in batches, joined, and refused where it is not finite."""
 
 from __future__ import annotations
 
