@@ -84,7 +84,7 @@ def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
             LIMITS.growth_bytes / MIB,
             growth and growth["growth_bytes"] / MIB,
             "lower",
-            bound=report["problems"].get("rss_bytes", "the run was stopped too soon"),
+            bound=report["problems"].get("rss_bytes", "" if growth else "the run was stopped too soon"),
         ).to_json(),
         Target(
             "open files, threads, processes, shared memory, temporary files that were left",
