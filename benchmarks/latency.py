@@ -46,8 +46,8 @@ FULL: tuple[Case, ...] = tuple(
 )
 REFERENCE = "PyTorch eager FP32"
 WANTED = {"onnxruntime fp32": 2.4, "openvino fp32": 3.0, "openvino bf16": 5.5, "openvino int8": 9.0}
-# 32x224x224 through the published tower, as `torch.utils.flop_counter` counts. The exported graph has 72.6: its stem does
-# not compute the rows that the tower crops.
+# 32x224x224 through the published tower, as `torch.utils.flop_counter` counts. The exported graph has 72.6: its stem
+# does not compute the rows that the tower crops.
 FLOP_PER_CLIP = 74.2e9
 _FULL_FEATURES = 1024  # mixed_5c of the published width
 _COMPILE_S = 120.0

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from gpucheck.record import Event
 
-# One clip of 32x224x224 at the published width: its operations, as `torch.utils.flop_counter` counts PyTorch's tower, and
-# the time of one H200 at FP16 if every layer took the larger of its arithmetic and its memory traffic, counted layer by
-# layer from the graph.
+# One clip of 32x224x224 at the published width: its operations, as `torch.utils.flop_counter` counts PyTorch's tower,
+# and the time of one H200 at FP16 if every layer took the larger of its arithmetic and its memory traffic, counted
+# layer by layer from the graph.
 FLOP_PER_CLIP = 74.2e9
 BOUND_H200_FP16_S = 172e-6
 _PATHS = (
