@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,8 @@ def test_shares_are_taken_round_by_round() -> None:
 
 def rates() -> tuple[bounds.Rates, list[Peak]]:
     tops = [
-        Peak("slow", "compute", "fp32", 100.0, list),
+        Peak("slow product", "compute", "fp32", 100.0, list),
+        Peak("slower product", "compute", "fp32", 50.0, list),
         Peak("fast", "compute", "fp32", 400.0, list),
         Peak("other", "compute", "bf16", 900.0, list),
         Peak("copy", "memory", "", 20.0, list),
@@ -179,8 +179,10 @@ def test_the_peak_is_the_fastest_of_its_precision() -> None:
     assert figures["share_of_peak"]["median"] == 100.0 / 200.0
     assert figures["share_of_peak_by_cpu_time"]["median"] == 125.0 / 400.0
     assert "share_of_peak" not in found.of_model("model", "int8", [layer(500, 1)], tops)
-    assert found.of_peak(tops[1])["rate_per_s"] == 200.0
-    assert found.of_peak(tops[1])["rate_per_cpu_s"] == 400.0
+    assert figures["share_of_product"]["median"] == 100.0 / 50.0
+    assert found.of_model("model", "bf16", [layer(500, 1)], tops)["share_of_product"] is None
+    assert found.of_peak(tops[2])["rate_per_s"] == 200.0
+    assert found.of_peak(tops[2])["rate_per_cpu_s"] == 400.0
 
 
 def test_the_runs_of_a_profile_are_told_apart() -> None:
@@ -223,8 +225,7 @@ def test_a_copy_counts_what_is_read_and_what_is_written() -> None:
 
 
 def small_peaks() -> list[Peak]:
-    slow = replace(peaks.numpy_product(8), name="another matrix product")
-    return [slow, peaks.numpy_product(256), peaks.openvino_convolution("fp32", 1, 8), *peaks.copies(1, 1 << 16)]
+    return [peaks.numpy_product(64), peaks.openvino_convolution("fp32", 1, 8), *peaks.copies(1, 1 << 16)]
 
 
 @pytest.fixture(scope="module")
@@ -250,16 +251,15 @@ def test_the_report_has_every_exact_backend_with_its_share_and_its_layers(report
     best = max(
         (rows[name] for name in ("openvino fp32", "onnxruntime fp32")), key=lambda row: row["share_of_peak"]["median"]
     )
-    slow, fast = (
-        next(top["rate_per_s"] for top in report["peaks"] if top["name"] == name)
-        for name in ("another matrix product", "NumPy matrix product")
-    )
-    assert slow < fast / 2
     assert (product["wanted"], peak["wanted"]) == (0.85, 0.85)
-    # Round by round, in two rounds, beside the quotient of the medians.
-    assert product["measured"] == pytest.approx(best["flops_per_s"] / fast, rel=0.5)
+    assert product["measured"] == best["share_of_product"]["median"]
     assert peak["measured"] == best["share_of_peak"]["median"]
     assert "convolutions take" in peak["bound"]
+
+
+def test_times_are_of_one_clip_and_without_what_warmed_up() -> None:
+    timing, cpu_s = roofline._each(Timing((3.0, 6.0)), [9.0, 1.5, 3.0], 3)  # noqa: SLF001
+    assert (timing.seconds, cpu_s) == ((1.0, 2.0), [0.5, 1.0])
 
 
 def test_outputs_that_fail_their_gate_have_no_speed() -> None:

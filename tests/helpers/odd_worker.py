@@ -1,5 +1,7 @@
 """A decoding process in which some files end badly at their third window: those whose names say how.
 
+Of "torn" files the process is killed while it writes that window into shared memory.
+
 Tests put its name in the place of the real one, `milnce.decoding.process.WORKER`.
 """
 
@@ -53,6 +55,14 @@ ENDS: dict[str, Callable[[], None]] = {
 }
 
 
+class Torn:
+    """A window whose writing kills the process, which has its slot then."""
+
+    def write(self, _: object) -> None:
+        """End."""
+        _killed()
+
+
 def main() -> None:
     """Decode as the real one does, until a file's name says otherwise."""
 
@@ -60,7 +70,7 @@ def main() -> None:
         for number, window in enumerate(real(path, *arguments, **options)):
             if number == 2 and path.stem in ENDS:
                 ENDS[path.stem]()
-            yield window
+            yield (Torn(), False) if number == 2 and path.stem.startswith("torn") else window
 
     vars(worker)["windows_of"] = windows_of
     worker.main()

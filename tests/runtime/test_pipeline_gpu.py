@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from helpers.videos import make_video
 from milnce import embedding_stream
 from milnce.backends import CudaOptions
 from milnce.decoding.here import DecodingHere
+from milnce.decoding.on_gpu import GpuClips
 from milnce.device_arrays import DeviceArray
 from milnce.errors import BackendError, BackendUnavailableError
 from milnce.pipeline import embed_files
@@ -153,11 +156,29 @@ def test_clips_that_are_decoded_on_the_gpu_give_the_same(batch_size: int, on_gpu
 
 @pytest.mark.usefixtures("nvdec")
 def test_closing_early_waits_for_what_reads_the_clips_on_the_gpu(
-    on_gpu: Model, paths: list[Path], fake: FakeCuda
+    on_gpu: Model, paths: list[Path], fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    backend = on_gpu.open("video", input_form="uint8")
+    submit, close = backend.submit, GpuClips.close
+    futures: list[Future[Any]] = []
+    done: list[bool] = []
+
+    def late(feeds: Any) -> Future[Any]:  # noqa: ANN401 - as the backend's
+        futures.append(Future())
+        Timer(0.2, futures[-1].set_result, [submit(feeds).result()]).start()
+        return futures[-1]
+
+    def closed(self: GpuClips) -> None:
+        done.extend(future.done() for future in futures)
+        close(self)
+
+    monkeypatch.setattr(backend, "submit", late)
+    monkeypatch.setattr(GpuClips, "close", closed)
     stream = on_gpu.embed_files(paths, preset=PRESET, batch_size=1, decoder="nvdec")
     next(stream)
     stream.close()  # type: ignore[attr-defined]  # it is a generator
+    assert done
+    assert all(done)
     fake.check(leaks=False)
 
 
