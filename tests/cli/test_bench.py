@@ -69,7 +69,7 @@ def test_the_document_says_everything_once(run: Run, tiny: Tiny) -> None:
 def test_the_table_has_a_row_each_and_says_what_is_not_here(run: Run, tiny: Tiny) -> None:
     ran = run("bench", tiny.path, "--backend", "onnxruntime", "--precision", "fp32", "--threads", 1, *FEW)
     assert ran.code == 0, ran.stderr
-    assert "onnxruntime fp32 is 1; PyTorch is not here" in ran.stdout
+    assert "onnxruntime fp32 is 1; without PyTorch" in ran.stdout
     (row,) = [line for line in ran.stdout.splitlines() if line.strip().startswith("4x16x16")]
     assert "onnxruntime fp32" in row
     assert "1.00x" in row

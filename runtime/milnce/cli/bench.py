@@ -102,7 +102,7 @@ _COLUMNS = (
 
 def _print(document: dict[str, Any]) -> None:
     reference = document["reference"]
-    note = "" if reference.startswith("PyTorch") else "; PyTorch is not here"
+    note = "" if reference.startswith("PyTorch") else "; without PyTorch"
     title = f"{document['name']}: medians of {document['settings']['rounds']} rounds; {reference} is 1{note}"
     rows = [(f"{row['frames']}x{row['size']}x{row['size']}", row) for row in document["video"]]
     print_table(_COLUMNS, [_cells(clip, row, reference) for clip, row in rows], title=title)
