@@ -18,6 +18,7 @@ _HEAP = {
     True: "What is freed between rounds is kept, so that no row pays for memory that is mapped anew.",
     False: "The C library gives back what is freed, so that rows pay for memory that is mapped anew, PyTorch's most.",
 }
+_UPRIGHT = 8  # labels from which on they would lie over each other
 _KEPT_COLOURS = len(common.COLOURS)
 
 
@@ -59,7 +60,8 @@ def figure(report: dict[str, Any]) -> Figure | None:
             style = "-o" if index < _KEPT_COLOURS else "--s"
             colour = common.COLOURS[index % _KEPT_COLOURS]
             plots[1].plot(*zip(*points, strict=True), style, color=colour, label=name, markersize=4, linewidth=1.4)
-        plots[1].set_xticks(range(len(cases)), cases, fontsize=8, rotation=0 if len(cases) < 8 else 60)  # noqa: PLR2004
+        labels = [case.replace(" of ", " of\n") for case in cases]
+        plots[1].set_xticks(range(len(cases)), labels, fontsize=8, rotation=0 if len(cases) < _UPRIGHT else 60)
         plots[1].set_yscale("log")
         plots[1].set_ylabel("clips/s", fontsize=9)
         ticks = _round_values(plots[1].get_ylim())
