@@ -78,7 +78,7 @@ def _memory(memory: Mapping[str, Any]) -> str:
     ]
     columns = ("videos", "windows", "s", "resident, MiB", "own with decoders, MiB")
     about = (
-        f"`milnce embed` on {memory['video']}, looped, {memory.get('clips', 'small clips')}: the largest resident "
+        f"`milnce embed` on {memory['video']}, looped, {memory['clips']}: the largest resident "
         "memory of the command, with the libraries that it shares with others, and the largest sum of its own memory "
         "and that of the processes that decode; "
         f"{memory['features_mib']:.0f} MiB of the last are features."

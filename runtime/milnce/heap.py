@@ -20,10 +20,10 @@ def kept_heap() -> Iterator[bool]:
     """Keep what is freed while the block runs, and use it again; gives whether the C library does so.
 
     glibc gives the kernel back what lies free at the end of its heap, and maps blocks above some size (128 KiB at
-    first, up to 32 MiB as it adapts) anew each time. PyTorch in eager mode asks for a block a layer. For a clip of
-    32x224x224 through the full-width tower that was 150,000 page faults and more, 0.2 to 1.1 s of CPU time and 0.8 to
-    1.7 s in all, on two cores of a virtual machine, which asks its host for the pages; it took 0.6 s with a heap that
-    is kept. Speeds over the former would say more of the machine than of the towers.
+    first, up to 32 MiB as it adapts) anew each time. PyTorch in eager mode asks for a block a layer, and pays for its
+    pages with each clip: 1.1 s for 32x224x224 through the full-width tower, on two cores of a virtual machine, where
+    it took 0.64 s with a heap that is kept (benchmarks/latency.py with and without --default-heap). Speeds over the
+    former would say more of the machine than of the towers.
 
     Only glibc can be told. What was freed in the block is given back at its end, where glibc's first settings are put
     in the place of those that the environment (MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES) or glibc itself may have made.
