@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
 DEMO := build/demo
+# OpenVINO has no kernels for 3-D convolutions on ARM.
+DEMO_BACKEND := $(if $(filter aarch64 arm64,$(shell uname -m)),onnxruntime,openvino)
 JOBS ?= 2
 
 .PHONY: help demo test lint types unit bench soak gpu-check clean
@@ -22,7 +24,7 @@ help:
 # A stamp for each set of packages: with nothing changed, a second run needs no network.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[openvino,video]"
+	$(PIP) --editable ".[$(DEMO_BACKEND),video]"
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from milnce.cuda import gpus
 from milnce.errors import BackendUnavailableError, CudaUnavailableError, InputError, MissingDependencyError
-from milnce.plans import HARDWARE_COMPATIBILITIES, Library, installed_libraries, library_problems
+from milnce.plans import HARDWARE_COMPATIBILITIES, Library, install_command, installed_libraries, library_problems
 from milnce.tensorrt_log import logger_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 BUILDERS = ("tensorrt", "tensorrt_rtx")
 
-_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 # TensorRT-RTX builds for Turing when asked to alone; left to itself it builds for Ampere and newer.
 _TURING = "7.5"
 
@@ -199,7 +198,7 @@ def _missing(name: str) -> str:
     for problem in library_problems():
         if problem.startswith(f"{name} "):
             return problem
-    return f'{name} is not installed: pip install "milnce[{_EXTRAS[name]}]"'
+    return f"{name} is not installed: {install_command(name)}"
 
 
 def _targets(capabilities: Any) -> tuple[str, ...]:  # noqa: ANN401 - the library is not typed

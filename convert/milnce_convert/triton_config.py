@@ -58,8 +58,8 @@ def onnx_config(graph: GraphFile, manifest: Manifest, *, name: str, max_batch: i
     limit = graph.inputs[0].shape[0].maximum
     largest = max_batch or DEFAULT_MAX_BATCH[graph.module]
     largest = largest if limit is None else min(largest, limit)
-    # The backend overwrites this key of the accelerator "cuda" with EXHAUSTIVE, which times every algorithm anew for
-    # each batch size; this parameter, its older form, is what it listens to. "1" is HEURISTIC.
+    # The backend overwrites this key of the accelerator "cuda" with EXHAUSTIVE, the slower to answer of cuDNN's two
+    # heuristics; this parameter, its older form, is what it listens to. "1" is HEURISTIC.
     parameters = {"cudnn_conv_algo_search": "1", **_parameters(graph, manifest)}
     optimization = _pinned()
     if graph.precision == "fp32":

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from milnce.errors import CudaUnavailableError
+from milnce.platforms import install
 
 # Older ones hold Python's global lock while they wait for the GPU, and raise errors of their own without a driver.
 _OLDEST = (12, 9, 1)
@@ -50,7 +51,7 @@ def load() -> Any:  # noqa: ANN401 - the bindings have no types
         from cuda.bindings import runtime  # noqa: PLC0415 - the bindings are optional
     except ModuleNotFoundError as error:
         raise CudaUnavailableError(
-            f'the CUDA bindings are not installed ({error}); pip install "milnce[tensorrt]" brings them (cuda-python)'
+            f"the CUDA bindings (cuda-python) are not installed ({error}); {install('tensorrt')}"
         ) from error
     except ImportError as error:
         raise CudaUnavailableError(f"the CUDA bindings are installed and do not load: {error}") from error
@@ -89,7 +90,7 @@ def load_compiler() -> Any:  # noqa: ANN401 - the bindings have no types
     except Exception as missing:  # what the bindings raise depends on their version
         text = str(missing).strip().partition("\n")[0]
         raise CudaUnavailableError(
-            f'NVIDIA\'s run-time compiler (NVRTC) does not load: {text}; pip install "milnce[nvdec]" brings it'
+            f"NVIDIA's run-time compiler (NVRTC) does not load: {text}; {install('nvdec')}"
         ) from missing
     if int(error) != 0:
         raise CudaUnavailableError(f"NVIDIA's run-time compiler (NVRTC) does not answer: {error.name}")

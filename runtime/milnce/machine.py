@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milnce.errors import BackendError
+from milnce.platforms import is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         "date": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
         "command": _command(),
         "commit": commit(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": cores(),
         "cpu_limit": cpu_limit(),
         "memory_bytes": memory_bytes(),
@@ -67,6 +68,14 @@ def memory_bytes() -> int | None:
 def cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cpu_name() -> str:
+    """Return the processor's name, such as "Cortex-A78AE" on ARM, whose kernel knows numbers alone; else its kind."""
+    # util-linux knows ARM's numbers by name; of cores of several kinds each has a line.
+    text = _answer("lscpu") or "" if is_arm() else _content(Path("/proc/cpuinfo"))
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.lower().startswith("model name")]
+    return " and ".join(dict.fromkeys(names)) or platform.processor() or platform.machine()
 
 
 def blas_threads() -> int | None:
@@ -171,13 +180,6 @@ def _command() -> str:
     else:
         words = [name]
     return shlex.join([*words, *arguments])
-
-
-def _cpu() -> str:
-    for line in _content(Path("/proc/cpuinfo")).splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _total_memory() -> int | None:

@@ -11,6 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from milnce.manifest import MANIFEST_FILE
 from milnce.plan_file import FORMAT_VERSION, HARDWARE_COMPATIBILITIES, Plan, PlanProfile, Shape, plan_name
 from milnce.plan_folder import read_plan, sidecars, write_plan
 from milnce.plan_rank import largest_batch, own_item_shapes, takes_items
+from milnce.platforms import install, jetson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +40,7 @@ __all__ = [
     "Shape",
     "build_command",
     "find_plan",
+    "install_command",
     "installed_libraries",
     "library_problems",
     "obstacle",
@@ -52,11 +55,12 @@ PLANS_FOLDER = "plans"
 # In the order in which plans are looked for: the one that tunes for this GPU first.
 LIBRARIES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
 
-_INSTALL = {
-    "tensorrt": 'pip install "milnce[tensorrt]"',
-    "tensorrt_lean": "pip install tensorrt-lean",
-    "tensorrt_rtx": 'pip install "milnce[rtx]"',
-}
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+# TensorRT from the index is in parts that name their CUDA, JetPack has one package. The first of the index that runs
+# on a Jetson, from JetPack 7.2.2 on:
+# https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html
+_FROM_INDEX = {"tensorrt": r"tensorrt[-_]cu\d+.*", "tensorrt_rtx": r"tensorrt[-_]rtx.*"}
+_FIRST_ON_JETSON = {"tensorrt": (11, 4, 1)}
 # Version-compatible plans run across these majors, and never on an older version: NVIDIA's support matrix of 11.4.1.
 _COMPATIBLE_MAJORS = {(8, 10), (10, 11)}
 _AMPERE = (8, 0)
@@ -119,7 +123,7 @@ def find_plan(
     """
     command = build_command(folder, graph, bundle=bundle, gpu=gpu.index)
     if not libraries:
-        raise PlanError(f"no TensorRT library is installed: {_INSTALL['tensorrt']}; then: {command}")
+        raise PlanError(f"no TensorRT library is installed: {install_command('tensorrt')}; then: {command}")
     if not folder.exists():
         raise PlanError(f"there are no plans at {folder}; build them: {command}")
     plans, problems = sidecars(folder)
@@ -199,12 +203,35 @@ def _import_libraries() -> tuple[tuple[Library, ...], tuple[str, ...]]:
         if not _is_installed(name):
             continue
         try:
-            found.append(Library(name, str(import_module(name).__version__)))
+            library = Library(name, str(import_module(name).__version__))
         except Exception as error:
             if _comes_from_ctrl_c(error):
                 raise KeyboardInterrupt from error
-            problems.append(f"{name} is installed but does not load ({error}); reinstall it: {_INSTALL[name]}")
+            problems.append(f"{name} is installed but does not load ({error}); reinstall it: {install_command(name)}")
+            continue
+        problem = _jetson_problem(library)
+        if problem is None:
+            found.append(library)
+        else:
+            problems.append(problem)
     return tuple(found), tuple(problems)
+
+
+def install_command(library: str) -> str:
+    """Return what installs a library of `LIBRARIES`, or what to do where pip has none that works."""
+    return install(_EXTRAS[library]) if library in _EXTRAS else f"pip install {library.replace('_', '-')}"
+
+
+def _jetson_problem(library: Library) -> str | None:
+    """Return why a TensorRT cannot run here if this is a Jetson and it came from the index, else None."""
+    if jetson() is None or _numbers(library.version)[:3] >= _FIRST_ON_JETSON.get(library.name, (1000,)):
+        return None
+    own = re.compile(_FROM_INDEX.get(library.name, "$"))
+    parts = sorted({found.name for found in distributions() if own.fullmatch(found.name)})
+    if not parts:
+        return None
+    names = " ".join(dict.fromkeys([library.name.replace("_", "-"), *parts]))
+    return f"{library} is not JetPack's and does not run on a Jetson: pip uninstall -y {names}; {install('tensorrt')}"
 
 
 def _comes_from_ctrl_c(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ import milnce
 from helpers import fake_cuda
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.videos import make_video
+from milnce import machine, platforms
 from milnce.backends import Availability
 from milnce.cli import doctor
 from milnce.video import iter_windows
@@ -103,7 +104,7 @@ def test_doctor_lists_the_gpus_and_says_why_one_cannot_be_used(run: Run, monkeyp
 @pytest.mark.parametrize(
     ("version", "problem", "shown"),
     [
-        (None, None, ("missing", 'not installed; run: pip install "milnce[nvdec]"')),
+        (None, None, ("missing", 'not installed: pip install "milnce[nvdec]"')),
         ("2.2.4", None, ("ok", "reading videos on an NVIDIA GPU")),
         ("2.2.4", "there is no NVIDIA driver here", ("broken", "there is no NVIDIA driver here")),
     ],
@@ -193,6 +194,29 @@ def test_doctor_says_how_to_get_a_missing_package(run: Run, monkeypatch: pytest.
     document = json.loads(run("doctor", "--json").stdout)
     problems = {item["name"]: item["problem"] for item in document["packages"]}
     assert problems["pillow"] is None
-    assert problems["av"] == 'not installed; run: pip install "milnce[video]"'
-    assert problems["pyarrow"] == 'not installed; run: pip install "milnce[parquet]"'
-    assert problems["torch"] == 'not installed; run: pip install "milnce[convert]"'
+    assert problems["av"] == 'not installed: pip install "milnce[video]"'
+    assert problems["pyarrow"] == 'not installed: pip install "milnce[parquet]"'
+    assert problems["torch"] == 'not installed: pip install "milnce[convert]"'
+
+
+def test_doctor_names_a_jetson_and_what_to_type_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "NVIDIA Jetson AGX Orin Developer Kit, Jetson Linux 36.4.3 (JetPack 6)"
+    monkeypatch.setattr(platforms, "jetson", lambda: name)
+    monkeypatch.setattr(platforms, "is_arm", lambda: True)
+    monkeypatch.setattr(platforms, "arm_features", lambda: ("asimd", "fphp", "asimddp"))
+    monkeypatch.setattr(machine, "cpu_name", lambda: "Cortex-A78AE")
+    document = json.loads(run("doctor", "--json").stdout)
+    assert document["cpu"] == {"name": "Cortex-A78AE", "cores": machine.cores(), "flags": ["asimd", "fphp", "asimddp"]}
+    assert document["board"]["name"] == name
+    packages = {item["name"]: item["problem"] for item in document["packages"]}
+    for cure in (document["board"]["install"], packages["tensorrt"], packages["PyNvVideoCodec"]):
+        assert cure.endswith('.venv/bin/pip install "milnce[jetson]"')
+    assert f"Board: {name}; TensorRT comes with JetPack here" in run("doctor").stdout
+    monkeypatch.setattr(platforms, "jetson", lambda: None)
+    assert json.loads(run("doctor", "--json").stdout)["board"] is None
+
+
+def test_doctor_says_why_a_precision_is_not_to_be_had_on_the_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milnce.backends.onnxruntime.arm_features", lambda: ("asimdhp",))
+    lines = " ".join(run("doctor").stdout.split())
+    assert "cpu; fp32 not fp16 on the CPU: it adds up in FP16 on this ARM processor" in lines

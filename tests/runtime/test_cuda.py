@@ -189,8 +189,8 @@ def test_without_the_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(CudaUnavailableError) as caught:
             use()
         message = str(caught.value)
-        assert message.startswith("the CUDA bindings are not installed (import of cuda.bindings halted; ")
-        assert message.endswith('pip install "milnce[tensorrt]" brings them (cuda-python)')
+        assert message.startswith("the CUDA bindings (cuda-python) are not installed (import of cuda.bindings halted; ")
+        assert message.endswith('pip install "milnce[tensorrt]"')
 
 
 @pytest.mark.usefixtures("unloaded")

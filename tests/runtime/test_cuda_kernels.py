@@ -124,7 +124,7 @@ def test_without_the_library_the_compiler_says_how_to_get_it(monkeypatch: pytest
         cuda_binding.load_compiler()
     assert str(error.value) == (
         'NVIDIA\'s run-time compiler (NVRTC) does not load: Failure finding "libnvrtc.so.13"; '
-        'pip install "milnce[nvdec]" brings it'
+        'pip install "milnce[nvdec]"'
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -212,3 +213,21 @@ def test_scripts_below_the_working_folder_keep_their_path(monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "benchmarks" / "cost.py"), "--rounds", "3"])
     assert machine.describe(())["command"] == "python benchmarks/cost.py --rounds 3"
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("Architecture: aarch64\nModel name:  Cortex-A78AE\nCPU max MHz: 2201", "Cortex-A78AE"),
+        ("Model name: Cortex-A55\nModel: 0\nModel name: Cortex-A76\n", "Cortex-A55 and Cortex-A76"),
+        (None, "aarch64"),  # no lscpu here
+    ],
+)
+def test_an_arm_processor_has_its_name_from_lscpu(
+    answer: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "is_arm", lambda: True)
+    monkeypatch.setattr(machine, "_answer", lambda *_: answer)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert machine.cpu_name() == name

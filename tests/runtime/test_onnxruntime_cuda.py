@@ -199,6 +199,15 @@ def test_the_session_is_told_the_ring_s_stream_and_no_tf32(
     assert plain.disable_cpu_ep_fallback == limited.disable_cpu_ep_fallback == "1"
 
 
+def test_an_fp16_graph_keeps_its_tensor_cores(opened: Callable[..., Backend], sessions: type[CudaSession]) -> None:
+    # ONNX Runtime takes use_tf32=0 for "no tensor cores" whatever the graph's dtype.
+    opened(precision="fp16")
+    opened("projection", precision="fp32")
+    half, projection = sessions.opened
+    assert "use_tf32" not in half.provider_options
+    assert projection.provider_options["use_tf32"] == "0"
+
+
 def test_a_session_that_falls_back_to_the_cpu_is_refused(
     opened: Callable[..., Backend], sessions: type[CudaSession], fake: FakeCuda
 ) -> None:
@@ -228,9 +237,7 @@ def test_an_onnxruntime_without_cuda_says_what_to_install(
     opened: Callable[..., Backend], fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(
-        BackendUnavailableError, match=r"is not among CPUExecutionProvider; install: .* onnxruntime-gpu"
-    ):
+    with pytest.raises(BackendUnavailableError, match=r"is not among CPUExecutionProvider; install: .*milnce.cuda"):
         opened()
     fake.check()
 

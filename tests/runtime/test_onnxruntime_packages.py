@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from importlib import invalidate_caches
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnxruntime as library
@@ -18,7 +19,6 @@ from milnce.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from helpers.tiny_bundle import Tiny
 
@@ -100,7 +100,10 @@ def test_a_provider_that_can_start_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_release_without_the_kernels_and_a_machine_without_a_gpu_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "load_cuda_libraries", lambda _: ())
     monkeypatch.setattr(library, "__version__", "1.26.0")
-    text = 'version 1.26.0 lacks kernels for these graphs: pip install "onnxruntime-gpu>=1.27"'
+    text = (
+        'version 1.26.0 lacks kernels for these graphs: pip install "onnxruntime-gpu>=1.27", '
+        "which needs Python 3.11 or newer"
+    )
     assert onnxruntime.probe().gpu_problem == text
     fake_cuda.install(monkeypatch, driver="absent")
     assert "no NVIDIA driver" in str(onnxruntime.probe().gpu_problem)
@@ -138,3 +141,42 @@ def test_libraries_are_found_by_the_loader_or_in_nvidia_s_wheels(
     assert "libcufft.so.11" in load_cuda_libraries("12.8")
     for unknown in (None, "", "11.8", "next"):
         assert load_cuda_libraries(unknown) == ()
+
+
+@pytest.mark.usefixtures("with_cuda")
+@pytest.mark.parametrize(("capability", "taken"), [((8, 7), False), ((9, 0), True), ((11, 0), False), ((12, 1), True)])
+def test_wheels_for_arm_are_taken_on_the_gpus_that_they_have_kernels_for(
+    capability: tuple[int, int], taken: bool, install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("site", "onnxruntime-gpu")
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    monkeypatch.setattr(onnxruntime, "load_cuda_libraries", lambda _: ())
+    monkeypatch.setattr(onnxruntime, "is_arm", lambda: True)
+    fake_cuda.install(monkeypatch, gpus=[fake_cuda.FakeGpu(compute_capability=capability)])
+    assert onnxruntime.probe().gpu_problem is None  # built for this GPU by somebody, as far as its package says
+    wheel = next(Path(sys.path[0]).glob("onnxruntime_gpu-*")) / "WHEEL"
+    wheel.write_text("Wheel-Version: 1.0\nTag: cp312-cp312-manylinux_2_34_aarch64\n")
+    problem = onnxruntime.probe().gpu_problem
+    assert (problem is None) == taken
+    if problem is not None:
+        named = ".".join(map(str, capability))
+        assert problem == (
+            "its wheels for ARM have kernels for compute capability 8.9, 9.0, 12.0, 12.1, and this is Fake GPU "
+            f'({named}); run plans of TensorRT: pip install "milnce[tensorrt]"'
+        )
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_an_arm_processor_that_adds_up_in_fp16_runs_fp16_graphs_on_its_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnxruntime, "load_cuda_libraries", lambda _: ())
+    monkeypatch.setattr(onnxruntime, "arm_features", lambda: ("asimd", "asimdhp"))
+    assert onnxruntime.probe().precisions == ("fp32", "fp16")
+    assert backends.select("onnxruntime", "cuda", "fp16").precision == "fp16"
+    text = "onnxruntime on cpu: it adds up in FP16 on this ARM processor.*precision='fp32'.*backend='openvino'"
+    with pytest.raises(BackendError, match=text):
+        backends.select("onnxruntime", "cpu", "fp16")
+    assert backends.select("auto", "cpu", "fp16").name == "openvino"
+    fake_cuda.install(monkeypatch, driver="absent")
+    assert onnxruntime.probe().precisions == ("fp32",)

@@ -37,6 +37,7 @@ NO_DRIVER = "tensorrt on cuda, onnxruntime on cuda: there is no NVIDIA driver he
 def pretend(monkeypatch: pytest.MonkeyPatch, found: Iterable[Availability] = (), *, driver: bool = False) -> None:
     """Let the probes answer as on a machine where `found` differs from `WHOLE`."""
     answers = {**WHOLE, **{item.name: item for item in found}}
+    monkeypatch.setattr(selection, "is_arm", lambda: False)
     monkeypatch.setattr(selection, "_driver_problem", lambda: None if driver else selection.NO_DRIVER)
     monkeypatch.setattr("milnce.cuda.gpus", lambda: GPUS)
     monkeypatch.setattr(tensorrt, "probe", lambda: answers["tensorrt"])
@@ -48,10 +49,27 @@ def test_auto_takes_openvino_in_fp32_and_says_why(monkeypatch: pytest.MonkeyPatc
     pretend(monkeypatch)
     choice = backends.select()
     assert (choice.name, choice.device, choice.precision) == ("openvino", "cpu", "fp32")
-    assert choice.reason == (f"version 2026.4, the fastest exact backend on this machine; passed over: {NO_DRIVER}")
+    assert choice.reason == (
+        f"version 2026.4, the fastest exact backend in the measurements on x86-64; passed over: {NO_DRIVER}"
+    )
     assert str(choice) == f"openvino on cpu in fp32: {choice.reason}"
     assert choice.passed_over == (NO_DRIVER,)
     assert backends.select(device="cpu").passed_over == ()
+    assert backends.select(precision="bf16").reason.startswith("version 2026.4, the first that can do what was asked")
+
+
+def test_auto_takes_onnxruntime_on_arm_and_claims_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(selection, "is_arm", lambda: True)
+    choice = backends.select()
+    assert str(choice) == (
+        f"onnxruntime on cpu in fp32: version 1.31, the exact backend with kernels for ARM; passed over: {NO_DRIVER}"
+    )
+    pretend(monkeypatch, [Availability("onnxruntime", None, problem="not installed: pip install it")])
+    monkeypatch.setattr(selection, "is_arm", lambda: True)
+    choice = backends.select(device="cpu")
+    assert choice.name == "openvino"
+    assert choice.reason.startswith("version 2026.4, the first that can do what was asked; passed over: onnxruntime on")
 
 
 def test_auto_names_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +116,7 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_cuda_that_is_not_there_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, driver=True)
-    with pytest.raises(BackendUnavailableError, match=r"it runs on cpu here, not on cuda; install: .* onnxruntime-gpu"):
+    with pytest.raises(BackendUnavailableError, match=r"it runs on cpu here, not on cuda; install: .*milnce\[cuda\]"):
         backends.select("onnxruntime", "cuda")
     pretend(monkeypatch)
     with pytest.raises(BackendUnavailableError, match="onnxruntime on cuda: there is no NVIDIA driver here"):

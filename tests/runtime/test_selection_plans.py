@@ -174,7 +174,7 @@ def test_a_damaged_plan_is_passed_over_and_by_name_an_error(machine: PlanMachine
 def test_what_is_missing_is_named(machine: PlanMachine) -> None:
     reason = loaded(machine)[3]
     assert reason == (
-        "version 1.31.1, the fastest exact backend on this machine; passed over: tensorrt on cuda: there are no plans "
+        "version 1.31.1, the first that can do what was asked; passed over: tensorrt on cuda: there are no plans "
         f"at {machine.plans}; build them: milnce build {machine.bundle.path}"
     )
     machine.write("video", precision="fp16")

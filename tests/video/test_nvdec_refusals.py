@@ -132,7 +132,7 @@ def test_the_problem_names_what_is_missing_and_the_cure(lazy: FakeNvdec, monkeyp
     text = problem()
     assert text is not None
     assert "which is not installed" in text
-    assert text.endswith('run: pip install "milnce[nvdec]"')
+    assert text.endswith('; pip install "milnce[nvdec]"')
     with pytest.raises(MissingDependencyError, match="PyNvVideoCodec, which is not installed"):
         next(iter_device_windows(real_video("bikes"), SPREAD, cuda=Cuda()))
     assert lazy.created == []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -21,8 +23,8 @@ from helpers.videos import (
     stored_for,
 )
 from milnce.errors import InputError
-from milnce.video import Preset, get_preset, iter_windows, probe_video, read_frame
-from milnce.video.picture import crop_center_square, resize_bilinear
+from milnce.video import Preset, get_preset, iter_windows, picture, probe_video, read_frame
+from milnce.video.picture import SQUARE, PictureMaker, crop_center_square, resize_bilinear
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,3 +178,39 @@ def test_read_frame_refuses_a_height_of_nothing_and_shows_the_last_frame_past_th
     with pytest.raises(InputError, match="height must be from 1 to 8192 pixels or None; got 0"):
         read_frame(path, 0, height=0)
     assert read_number(read_frame(path, 99.0)) == 9
+
+
+def random_frame(size: tuple[int, int], pixel_format: str, space: int, levels: int) -> av.VideoFrame:
+    frame = av.VideoFrame(*size, pixel_format)
+    generator = np.random.default_rng(size)
+    for plane in frame.planes:
+        plane.update(generator.integers(0, 256, plane.buffer_size, np.uint8).tobytes())
+    frame.pts, frame.colorspace, frame.color_range = 0, space, levels
+    return frame
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with FFmpeg's own pixels, which differ elsewhere")
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p", "yuv444p"])
+@pytest.mark.parametrize("size", [(224, 224), (250, 130), (34, 18), (223, 224), (224, 223), (225, 225), (2, 2)])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_pictures_that_are_not_scaled_are_on_arm_what_they_are_on_x86(
+    pixel_format: str, size: tuple[int, int], scaled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (SQUARE, ("scale", {"w": "224", "h": "224", "flags": "bicubic"})) if scaled else ()
+    colours = [(None, 2, 0), (None, 1, 0), (None, 4, 0), (None, 7, 0), (None, 9, 0), (None, 1, 2)]  # space and range
+    turned = [(matrix, 2, 0) for matrix in (*MATRICES, (0.8, 0.6, -0.6, 0.8))]
+    ours = Mock(side_effect=picture.rgb_as_on_x86)
+    monkeypatch.setattr(picture, "rgb_as_on_x86", ours)
+    for matrix, space, levels in [*colours, *turned]:
+        frame = random_frame(size, pixel_format, space, levels)
+        lying = None
+        if matrix is not None:
+            first, second, third, fourth = (int(part * 2**16) for part in matrix)
+            lying = (first, second, 0, third, fourth, 0, 0, 0, 2**30)
+        monkeypatch.setattr(picture, "display_matrix", lambda _, lying=lying: lying)
+        monkeypatch.setattr(picture, "is_arm", lambda: False)
+        expected = PictureMaker(steps)(frame)
+        monkeypatch.setattr(picture, "is_arm", lambda: True)
+        np.testing.assert_array_equal(PictureMaker(steps)(frame), expected)
+    if size == (224, 224):
+        assert ours.called == (pixel_format != "yuv444p")

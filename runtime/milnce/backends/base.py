@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Availability:
         precisions: Precisions it can run, such as ("fp32", "fp16", "bf16").
         problem: Why it cannot be used and how to cure that, or None if it can.
         gpu_problem: Why it cannot run on a GPU although it was built for that, and how to cure it, or None.
+        cpu_problems: Why it does not run in some precision on the CPU, by that precision; a GPU may.
         modules: Modules that it runs.
     """
 
@@ -51,6 +52,7 @@ class Availability:
     precisions: tuple[str, ...] = ()
     problem: str | None = None
     gpu_problem: str | None = None
+    cpu_problems: Mapping[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = ("video", "text", "projection")
 
     @property
@@ -102,8 +104,9 @@ class CudaOptions:
             top.
         pinned_limit_bytes: Pinned host memory of one graph; None for no limit.
         cuda_graphs: Whether batches run as captured CUDA graphs, where the backend can.
-        exhaustive_search: Whether ONNX Runtime tries every cuDNN algorithm the first time it meets a batch size: a
-            slower start for a faster run.
+        exhaustive_search: Whether ONNX Runtime asks cuDNN 9 for its second heuristic ("EXHAUSTIVE" is mode B, else mode
+            A; https://github.com/microsoft/onnxruntime/issues/22705), which takes longer to answer. Neither times the
+            algorithms, and both are asked again whenever the batch size changes.
     """
 
     slots: int = 3

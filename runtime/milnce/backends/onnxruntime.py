@@ -11,6 +11,7 @@ from milnce.backends.base import Availability, Backend, CpuBackend, check_signat
 from milnce.backends.cuda_libraries import load_cuda_libraries
 from milnce.cuda import gpus
 from milnce.errors import BackendError, CudaUnavailableError
+from milnce.platforms import arm_features, install, is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,15 @@ _CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Older releases have no CUDA kernel of ReduceMax in opset 20, which the text tower ends with: 1.26 registers it to 18.
 _OLDEST_ON_CUDA = (1, 27)
 _LOG_ERRORS_ONLY = 3
-_INSTALL = 'pip install "milnce[onnxruntime]"'
+# GPUs that the published wheels for ARM have code for, by compute capability; there is no PTX to compile for others
+# (cubins in libonnxruntime_providers_cuda.so of 1.31.1, manylinux_2_34_aarch64).
+_ON_ARM = ((8, 9), (9, 0), (12, 0), (12, 1))
+# With FP16 arithmetic (ARMv8.2) its convolutions add up in FP16: centred cosine 0.990 and spread error 0.127 against
+# PyTorch on the emulated Cortex-A76, where parity.FP16_GATE wants 0.998 and 0.08.
+_FP16_ON_ARM = (
+    "it adds up in FP16 on this ARM processor, which costs more accuracy than milnce allows; ask for precision='fp32', "
+    "which is as fast to load and exact, or for backend='openvino', which computes FP16 graphs in FP32"
+)
 
 
 def probe() -> Availability:
@@ -45,10 +54,12 @@ def probe() -> Availability:
         version, providers = str(onnxruntime.__version__), onnxruntime.get_available_providers()
     except (ImportError, OSError, AttributeError) as error:  # AttributeError: an uninstall left an empty folder
         problem = f"installed but does not load ({error}); reinstall it" if packages else "not installed"
-        return Availability(NAME, None, problem=f"{problem}: {_INSTALL}")
+        return Availability(NAME, None, problem=f"{problem}: {install(NAME)}")
     gpu_problem = _gpu_problem(version, getattr(onnxruntime, "cuda_version", None)) if CUDA in providers else None
     devices = ("cpu", "cuda") if CUDA in providers and gpu_problem is None else ("cpu",)
-    return Availability(NAME, version, devices, ("fp32", "fp16"), gpu_problem=gpu_problem)
+    problems = {"fp16": _FP16_ON_ARM} if "asimdhp" in arm_features() else {}
+    precisions = tuple(name for name in ("fp32", "fp16") if "cuda" in devices or name not in problems)
+    return Availability(NAME, version, devices, precisions, gpu_problem=gpu_problem, cpu_problems=problems)
 
 
 def open_graph(model: bytes, graph: GraphFile, *, precision: str, threads: int | None) -> Backend:
@@ -57,7 +68,8 @@ def open_graph(model: bytes, graph: GraphFile, *, precision: str, threads: int |
     Args:
         model: The checked ONNX file.
         graph: Its entry in the manifest.
-        precision: "fp32" or "fp16", the dtype of the graph. The CPU computes FP16 graphs in FP32 with rounded weights.
+        precision: "fp32" or "fp16", the dtype of the graph. The CPU computes FP16 graphs in FP32 with rounded weights;
+            where it would not, `probe` offers none.
         threads: Threads inside an operator; None lets the library use every core.
 
     Raises:
@@ -129,16 +141,32 @@ def _modules(distribution: metadata.Distribution) -> set[Path]:
     return {Path(str(distribution.locate_file(file))).resolve() for file in files}
 
 
+def _is_published() -> bool:
+    """Whether onnxruntime-gpu is a wheel of the package index, and none that somebody built for this GPU."""
+    try:
+        tags = metadata.distribution("onnxruntime-gpu").read_text("WHEEL")
+    except metadata.PackageNotFoundError:
+        return False
+    return "manylinux" in (tags or "")
+
+
 def _gpu_problem(version: str, cuda_version: str | None) -> str | None:
     """Return why the CUDA provider, which was built in, cannot run here, or None."""
     try:
-        gpus()
+        found = gpus()
     except CudaUnavailableError as error:
         return str(error)
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < _OLDEST_ON_CUDA:
         oldest = ".".join(map(str, _OLDEST_ON_CUDA))
-        return f'version {version} lacks kernels for these graphs: pip install "onnxruntime-gpu>={oldest}"'
+        cure = f'pip install "onnxruntime-gpu>={oldest}", which needs Python 3.11 or newer'
+        return f"version {version} lacks kernels for these graphs: {cure}"
+    if is_arm() and _is_published() and not any(gpu.compute_capability in _ON_ARM for gpu in found):
+        held = ", ".join(f"{major}.{minor}" for major, minor in _ON_ARM)
+        return (
+            f"its wheels for ARM have kernels for compute capability {held}, and this is {found[0].name} "
+            f"({'.'.join(map(str, found[0].compute_capability))}); run plans of TensorRT: {install('tensorrt')}"
+        )
     missing = load_cuda_libraries(cuda_version)
     if missing:
         return (

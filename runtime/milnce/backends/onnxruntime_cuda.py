@@ -12,6 +12,7 @@ from milnce.backends.cuda_libraries import load_cuda_libraries
 from milnce.backends.gpu import GpuBackend, open_gpu
 from milnce.backends.layouts import Bucket, Layout
 from milnce.errors import BackendError, BackendUnavailableError, DeviceMemoryError
+from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 NAME = "onnxruntime"
 PROVIDER = "CUDAExecutionProvider"
 
-# cuDNN searches its algorithms anew for every shape, so batches come in few sizes: the plans' own (`milnce build`).
+# ONNX Runtime keeps cuDNN's plan of a convolution for the last shape alone, and asks for all 113 again when the batch
+# size changes: so batches come in few sizes, and callers do best with one. What a change costs, no GPU has said yet.
 _VIDEO_BUCKETS = (1, 2, 4, 8, 16, 32)
 _OTHER_BUCKETS = (1, 8, 32, 256)
 # Of a declared limit, the part for the ring's inputs and outputs: a clip has 4.8 to 19.3 MB of them, and what the
@@ -123,10 +125,12 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         options = {
             "device_id": str(self._cuda.info.index),
             "user_compute_stream": str(self._ring.compute.handle),
-            "use_tf32": "0",
             # DEFAULT has meant cuDNN's slow fallback since ONNX Runtime 1.20.
             "cudnn_conv_algo_search": "EXHAUSTIVE" if self._options.exhaustive_search else "HEURISTIC",
         }
+        if self.graph.precision == "fp32":
+            # FP16 convolutions would lose the tensor cores by it: ONNX Runtime leaves out whatever uses them.
+            options["use_tf32"] = "0"
         if limit is not None:
             options["gpu_mem_limit"] = str(limit)
             # The other strategy takes powers of two, and so up to twice what is needed.
@@ -168,7 +172,7 @@ def lacks_provider(available: list[str]) -> str:
     """Say that this ONNX Runtime was built without CUDA, and what to install."""
     return (
         f"{NAME} cannot run on cuda: {PROVIDER} is not among {', '.join(available)}; "
-        "install: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        f"install: pip uninstall -y onnxruntime, then {install('cuda')}"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from milnce.backends.base import Availability, Backend, CpuBackend, check_signature
 from milnce.backends.openvino_int8 import require_int8
 from milnce.errors import BackendError, BackendUnavailableError
+from milnce.platforms import install, is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 NAME = "openvino"
 
-_INSTALL = 'pip install "milnce[openvino]"'
 # Left to itself OpenVINO may compute FP32 graphs in bfloat16, so the type is always said.
 # What INT8 graphs leave in floating point is computed in FP32: bfloat16 there made nothing faster.
 _COMPUTE_TYPES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
+# All 113 convolutions run in reference code there, whatever they are asked for (2026.4.1, "ref_any_f32").
+_ON_ARM = dict.fromkeys(("bf16", "int8"), "it has no kernels for 3-D convolutions on ARM; ask for precision='fp32'")
 _KEPT_SHAPES = 2
 _CORE_LOCK = Lock()
 _CORES: list[Any] = []
@@ -39,15 +41,17 @@ def probe() -> Availability:
     except (ImportError, OSError, AttributeError) as error:
         installed = _is_installed()
         problem = f"installed but does not load ({error}); reinstall it" if installed else "not installed"
-        return Availability(NAME, None, problem=f"{problem}: {_INSTALL}")
+        return Availability(NAME, None, problem=f"{problem}: {install(NAME)}")
     version = str(openvino.__version__).split("-", maxsplit=1)[0]
     try:
         core = _core()
         if "CPU" not in core.available_devices:
-            return Availability(NAME, version, problem="it finds no CPU plugin; reinstall it: " + _INSTALL)
+            return Availability(NAME, version, problem="it finds no CPU plugin; reinstall it: " + install(NAME))
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
-        return Availability(NAME, version, problem=f"it does not start ({error}); reinstall it: {_INSTALL}")
+        return Availability(NAME, version, problem=f"it does not start ({error}); reinstall it: {install(NAME)}")
+    if is_arm():
+        return Availability(NAME, version, ("cpu",), ("fp32", "fp16"), cpu_problems=_ON_ARM)
     optional = [name.lower() for name in ("BF16", "INT8") if name in capabilities]
     return Availability(NAME, version, ("cpu",), ("fp32", "fp16", *optional))
 

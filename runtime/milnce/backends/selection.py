@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from milnce.backends.base import Availability, Backend, BackendChoice, CudaOptions
 from milnce.errors import BackendError, BackendUnavailableError, BundleError, InputError
+from milnce.platforms import install, is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,15 @@ DEVICES = ("cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 # In the order in which "auto" tries them. A plan was built on purpose, so it comes first, in the precision it has; of
-# the others the exact ones: on the GPU, then on the CPU the fastest first, as measured (benchmarks/).
-_ORDER = (("tensorrt", "cuda"), ("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
+# the others the exact ones: on the GPU, then on the CPU.
+_ON_GPU = (("tensorrt", "cuda"), ("onnxruntime", "cuda"))
+_ON_CPU = (("openvino", "cpu"), ("onnxruntime", "cpu"))
+# What speaks for the first of those on the CPU: the benchmarks, all made on x86-64; and on ARM that OpenVINO runs every
+# one of the 113 convolutions in its reference code (2026.4.1: "ref_any"; tests/platforms/aarch64.sh shows it).
+_FASTEST, _HAS_KERNELS = (
+    "the fastest exact backend in the measurements on x86-64",
+    "the exact backend with kernels for ARM",
+)
 # NumPy is not among them: it runs sentences and stored features, see choices.py.
 _FILES = {"numpy": "numpy_text"}
 _PLAN_PRECISIONS = ("fp16", "fp32")
@@ -69,7 +77,7 @@ def select(
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailableError(f"backend {backend!r} asked for; backends are auto, {', '.join(BACKENDS)}")
     passed_over: list[tuple[str, str]] = []
-    for name, kind in (*_ORDER, *([("numpy", "cpu")] if backend == "numpy" else [])):
+    for name, kind in (*_order(), *([("numpy", "cpu")] if backend == "numpy" else [])):
         if backend not in ("auto", name) or not device.startswith(("auto", kind)):
             continue
         where = f"{name} on {kind}"
@@ -86,12 +94,13 @@ def select(
                 precision, bundle, plans_folder, modules, device_index(wanted), whole=backend == "auto"
             )
         if obstacle is None:
-            reason = _reason(found, backend, device, precision, passed_over)
+            first = precision is None and (name, kind) == _order()[len(_ON_GPU)]
+            reason = _reason(found, backend, first=first, passed_over=passed_over)
             return BackendChoice(name, wanted, taken, reason, _sentences(passed_over), plans_folder)
         passed_over.append((where, obstacle))
     asked = f"backend {backend}, device {device}, precision {precision or 'auto'}"
     usable = [found for found in available() if found.usable and set(modules) <= set(found.modules)]
-    others = "; ".join(map(str, usable)) or 'none; pip install "milnce[onnxruntime]"'
+    others = "; ".join(map(str, usable)) or f"none; {install('onnxruntime')}"
     why = "; ".join(_sentences(passed_over)) or f"{backend} does not run on {device}"
     raise BackendUnavailableError(f"{asked} cannot be had here. {why}. Available: {others}")
 
@@ -251,24 +260,28 @@ def _obstacle(found: Availability, device: str, precision: str, modules: Sequenc
         if device == "cuda" and found.gpu_problem is not None:
             return found.gpu_problem
         if device == "cuda" and found.name == "onnxruntime":
-            cure = "; install: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+            cure = f"; install: pip uninstall -y onnxruntime, then {install('cuda')}"
         return f"it runs on {_listed(found.devices)} here, not on {device}{cure}"
-    if precision not in found.precisions:
-        return f"it computes in {_listed(found.precisions)} here, not in {precision}"
+    if precision not in found.precisions or (device == "cpu" and precision in found.cpu_problems):
+        listed = f"it computes in {_listed(found.precisions)} here, not in {precision}"
+        return found.cpu_problems.get(precision, listed)
     return None
 
 
-def _reason(
-    found: Availability, backend: str, device: str, precision: str | None, passed_over: Sequence[tuple[str, str]]
-) -> str:
+def _order() -> tuple[tuple[str, str], ...]:
+    return (*_ON_GPU, *(reversed(_ON_CPU) if is_arm() else _ON_CPU))
+
+
+def _reason(found: Availability, backend: str, *, first: bool, passed_over: Sequence[tuple[str, str]]) -> str:
+    """Say why it was taken; `first` says that it is the one that a CPU tries first, and that it is exact."""
     if backend != "auto":
         why = "asked for by name"
     elif found.name == "tensorrt":
         why = "its plans fit this GPU"
-    elif precision is None and device == "auto":
-        why = "the fastest exact backend on this machine"
+    elif first:
+        why = _HAS_KERNELS if is_arm() else _FASTEST
     else:
-        why = "the fastest on this machine for what was asked"
+        why = "the first that can do what was asked"
     reason = f"version {found.version}, {why}"
     if passed_over:
         reason += f"; passed over: {'; '.join(_sentences(passed_over))}"

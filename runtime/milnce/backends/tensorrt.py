@@ -15,6 +15,7 @@ from milnce.backends.tensorrt_match import check_engine
 from milnce.cuda import gpus
 from milnce.errors import BackendError, InputError, PlanError
 from milnce.plans import find_plan, installed_libraries, library_problems, own_item_shapes, read_plan, sidecars
+from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,8 +32,6 @@ _LOG = logging.getLogger("milnce.backends")
 
 NAME = "tensorrt"
 
-_INSTALL = 'pip install "milnce[tensorrt]"'
-
 
 def probe() -> Availability:
     """Say what TensorRT can do here, apart from which plans there are. Never raises."""
@@ -42,7 +41,7 @@ def probe() -> Availability:
         return Availability(NAME, None, problem=str(error))
     libraries = installed_libraries()
     if not libraries:
-        problem = "; ".join(library_problems()) or f"not installed: {_INSTALL}"
+        problem = "; ".join(library_problems()) or f"not installed: {install(NAME)}"
         return Availability(NAME, None, problem=problem)
     versions = (found.version if found.name == NAME else str(found) for found in libraries)
     return Availability(NAME, ", ".join(versions), ("cuda",), ("fp16", "fp32"))
@@ -217,7 +216,9 @@ class TensorRtBackend(GpuBackend):
 
     def _is_captured(self, bucket: Bucket) -> bool:
         fixed = all(low == high for low, _, high in self.plan.profiles[bucket.profile].shapes.values())
-        return self._engine.captures_graphs and fixed and self.graphs_problem is None
+        # A context that slots share is bound anew to another's addresses, and nothing says what a graph keeps of it.
+        alone = self._engine.shares_profiles or len(self._ring.slots) == 1
+        return self._engine.captures_graphs and fixed and alone and self.graphs_problem is None
 
     def _captured(self, context: Any) -> Graph | None:  # noqa: ANN401 - the library is not typed
         """Return a bound context's run as a CUDA graph, or None, and the reason kept, if it cannot be captured."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from milnce import machine, platforms
 from milnce.cli.common import (
     EXIT_FAILED,
     JsonOption,
@@ -31,8 +31,9 @@ BundleToTryOption = Annotated[
     Path | None, typer.Option("--bundle", "-b", help="Also open this bundle, and run one small clip and a sentence.")
 ]
 
-# Instruction sets that change how fast the towers run on a CPU; bf16 needs one of the last two.
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
+_CPU_INFO = Path("/proc/cpuinfo")
+# Instruction sets of x86 that change how fast the towers run; bf16 needs one of those that name it.
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16")
 
 # First releases of each FFmpeg line with the fix of CVE-2026-8461.
 _FFMPEG_FIXED = ((8, 0, 3), (8, 1, 2))
@@ -55,6 +56,7 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "cpu": cpu(),
+        "board": board(),
         "gpu": gpu_driver(),
         "backends": [_backend(item) for item in backends],
         "packages": [video_package(), gpu_decoder(), *map(_package, _PACKAGES)],
@@ -69,34 +71,33 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
         raise typer.Exit(EXIT_FAILED)
 
 
-# What else milnce can use: module, distribution, what for, how to get it.
+# What else milnce can use: distribution, what for, the extra that brings it.
 _PACKAGES = (
-    ("pillow", "contact sheets", 'pip install "milnce[video]"'),
-    ("pyarrow", "Parquet features", 'pip install "milnce[parquet]"'),
-    ("cuda-bindings", "running on an NVIDIA GPU", 'pip install "milnce[tensorrt]" (or cuda, or rtx)'),
-    ("tensorrt", "building and running plans for this GPU", 'pip install "milnce[tensorrt]"'),
-    ("tensorrt-rtx", "building plans for RTX GPUs, on any machine", 'pip install "milnce[rtx]"'),
-    ("nncf", "quantising to INT8", 'pip install "milnce[int8]"'),
-    ("torch", "export only", 'pip install "milnce[convert]"'),
-    ("onnx", "export only", 'pip install "milnce[convert]"'),
+    ("pillow", "contact sheets", "video"),
+    ("pyarrow", "Parquet features", "parquet"),
+    ("cuda-bindings", "running on an NVIDIA GPU", "tensorrt"),
+    ("tensorrt", "building and running plans for this GPU", "tensorrt"),
+    ("tensorrt-rtx", "building plans for RTX GPUs, on any machine", "rtx"),
+    ("nncf", "quantising to INT8", "int8"),
+    ("torch", "export only", "convert"),
+    ("onnx", "export only", "convert"),
 )
+
+
+def board() -> dict[str, str] | None:
+    """Return what the Jetson is that this runs on, and what installs milnce there; None on any other machine."""
+    name = platforms.jetson()
+    return None if name is None else {"name": name, "install": platforms.install("tensorrt")}
 
 
 def cpu() -> dict[str, Any]:
     """Return the CPU's name, the cores this process may use, and the instruction sets that matter."""
-    fields: dict[str, str] = {}
-    source = Path("/proc/cpuinfo")
-    if source.is_file():
-        for line in source.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    flags = set(fields.get("flags", fields.get("Features", "")).split())
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "name": fields.get("model name") or platform.processor() or platform.machine(),
-        "cores": usable,
-        "flags": [flag for flag in _CPU_FLAGS if flag in flags],
-    }
+    features = platforms.arm_features()
+    if not platforms.is_arm() and _CPU_INFO.is_file():
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+        features = tuple(flag for flag in _CPU_FLAGS if flag in flags)
+    return {"name": machine.cpu_name(), "cores": machine.cores(), "flags": list(features)}
 
 
 def gpu_driver() -> dict[str, Any]:
@@ -133,7 +134,7 @@ def video_package() -> dict[str, Any]:
     found = _version("av")
     entry: dict[str, Any] = {"name": "av", "version": found, "for": "reading videos", "problem": None, "note": None}
     if found is None:
-        entry["problem"] = 'not installed; run: pip install "milnce[video]"'
+        entry["problem"] = f"not installed: {platforms.install('video')}"
         return entry
     try:
         import av  # noqa: PLC0415  # optional
@@ -148,7 +149,7 @@ def video_package() -> dict[str, Any]:
 
 def gpu_decoder() -> dict[str, Any]:
     """Return the version of what NVIDIA's decoder is used through, and why it cannot be used."""
-    entry = _package(("PyNvVideoCodec", "reading videos on an NVIDIA GPU", 'pip install "milnce[nvdec]"'))
+    entry = _package(("PyNvVideoCodec", "reading videos on an NVIDIA GPU", "nvdec"))
     if entry["version"] is not None:
         from milnce.video import nvdec  # noqa: PLC0415  # commands import what they need when they run
 
@@ -210,14 +211,15 @@ def _backend(item: Availability) -> dict[str, Any]:
         "devices": list(item.devices),
         "precisions": list(item.precisions),
         "modules": list(item.modules),
+        "cpu_problems": dict(item.cpu_problems),
         "problem": item.problem,
     }
 
 
 def _package(entry: tuple[str, str, str]) -> dict[str, Any]:
-    name, purpose, cure = entry
+    name, purpose, extra = entry
     found = _version(name)
-    problem = None if found else f"not installed; run: {cure}"
+    problem = None if found else f"not installed: {platforms.install(extra)}"
     return {"name": name, "version": found, "for": purpose, "problem": problem, "note": None}
 
 
@@ -230,13 +232,16 @@ def _version(distribution: str) -> str | None:
 
 def _abilities(item: dict[str, Any]) -> str:
     alone = "" if "video" in item["modules"] else f"; {', '.join(item['modules'])} alone"
-    return f"{', '.join(item['devices'])}; {', '.join(item['precisions'])}{alone}"
+    refused = "".join(f"\nnot {precision} on the CPU: {why}" for precision, why in item["cpu_problems"].items())
+    return f"{', '.join(item['devices'])}; {', '.join(item['precisions'])}{alone}{refused}"
 
 
 def _print(report: dict[str, Any]) -> None:
     processor, gpu = report["cpu"], report["gpu"]
     typer.echo(f"milnce {report['milnce']}, Python {report['python']['version']}, {report['platform']}")
     typer.echo(f"CPU: {processor['name']}, {processor['cores']} cores, {' '.join(processor['flags'])}")
+    if report["board"] is not None:
+        typer.echo(f"Board: {report['board']['name']}; {report['board']['install']}")
     driver = "NVIDIA driver not found" if not gpu["driver"] else f"NVIDIA driver present, CUDA up to {gpu['cuda']}"
     typer.echo(f"GPU: {driver}")
     for device in gpu["devices"]:

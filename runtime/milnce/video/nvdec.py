@@ -26,6 +26,7 @@ from milnce import cuda_kernels
 from milnce.cuda import gpus
 from milnce.device_arrays import DeviceArray
 from milnce.errors import CudaUnavailableError, MilnceError, MissingDependencyError, VideoError
+from milnce.platforms import install
 from milnce.video.container import import_av, nothing, open_video
 from milnce.video.decode import FrameReader
 from milnce.video.nvdec_decoder import NvdecDecoder, Pool, codec_of
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from milnce.video.decode import TimedFrame
     from milnce.video.presets import Preset
     from milnce.video.windows import Sampled
-
-_INSTALL = 'pip install "milnce[nvdec]"'
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +87,7 @@ def decoder_module() -> Any:  # noqa: ANN401 - the module has no types
         return importlib.import_module("PyNvVideoCodec")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"NVIDIA's decoder is used through PyNvVideoCodec, which is not installed ({error}); run: {_INSTALL}"
+            f"NVIDIA's decoder is used through PyNvVideoCodec, which is not installed ({error}); {install('nvdec')}"
         ) from error
     except Exception as error:  # it raises RuntimeError with a page of advice
         reason = str(error).strip().partition("\n")[0]

@@ -1,17 +1,19 @@
 """From a decoded frame to an upright RGB picture of the wanted size.
 
 Cropping, scaling and colour conversion are libavfilter's, the code the reference evaluation runs through ffmpeg's
-command line, so pixels agree. The one exception is `bilinear`, which is OpenCV's.
+command line, so pixels agree. Exceptions are `bilinear`, which is OpenCV's, and on ARM what FFmpeg would not scale.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milnce.platforms import is_arm
 from milnce.video.container import import_av
 
 if TYPE_CHECKING:
@@ -23,10 +25,24 @@ if TYPE_CHECKING:
 
 Step = tuple[str, dict[str, str]]
 
+_RGB = "rgb24"
 _QUARTER, _HALF, _THREE_QUARTERS = 90, 180, 270
 
 # The reference's crop: the centred square of side min(width, height).
 SQUARE: Step = ("crop", {"w": "min(iw,ih)", "h": "min(iw,ih)", "x": "(iw-min(iw,ih))*0.5", "y": "(ih-min(iw,ih))*0.5"})
+
+# Pixel formats that FFmpeg, where it need not scale, converts by routines of the processor: with truncation on x86, by
+# others on ARM, up to 3 levels away (FFmpeg 8.1.2). The reference's pixels are those of x86.
+_CONVERTED_BY_PROCESSOR = frozenset({"yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p"})
+# Of red in V, of blue in U, of green in U and in V, in 1/65536, by AVColorSpace; FFmpeg's ff_yuv2rgb_coeffs.
+_BT601 = (104597, 132201, -25675, -53279)
+_COEFFICIENTS = {
+    1: (117489, 138438, -13975, -34925),
+    4: (104448, 132798, -24759, -53109),
+    7: (117579, 136230, -16907, -35559),
+    9: (110013, 140363, -12277, -42626),
+}
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 _FIXED_POINT = 2048  # OpenCV's INTER_RESIZE_COEF_SCALE: weights of 8-bit pictures have 11 bits
 
@@ -79,34 +95,104 @@ class PictureMaker:
         self._steps = steps
         self._key: tuple[Any, ...] | None = None
         self._graph: Graph | None = None
+        self._converts_first = False
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return `frame` as uint8 (height, width, 3) RGB, upright."""
         matrix = display_matrix(frame)
         key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, matrix)
         if self._graph is None or key != self._key:
-            self._graph, self._key = self._build(frame, matrix), key
-        self._graph.vpush(frame)
-        return np.ascontiguousarray(self._graph.vpull().to_ndarray(), dtype=np.uint8)
+            self._graph, self._key = self._prepare(frame, [*upright_steps(matrix), *self._steps]), key
+        picture = _through(self._graph, _as_rgb(frame) if self._converts_first else frame)
+        if picture.format.name != _RGB:
+            return rgb_as_on_x86(picture)
+        return np.ascontiguousarray(picture.to_ndarray(), dtype=np.uint8)
 
-    def _build(self, frame: VideoFrame, matrix: tuple[int, ...] | None) -> Graph:
-        graph: Graph = import_av().filter.Graph()
-        graph.threads = 1  # the pictures are small; decoding has the threads
-        source = graph.add(
-            "buffer",
-            video_size=f"{frame.width}x{frame.height}",
-            pix_fmt=frame.format.name,
-            time_base="1/1",
-            pixel_aspect="1/1",
-            # Declared, so that libavfilter need not set itself up a second time at the first frame.
-            colorspace=str(int(frame.colorspace)),
-            range=str(int(frame.color_range)),
-        )
-        steps = [*upright_steps(matrix), *self._steps, ("format", {"pix_fmts": "rgb24"})]
-        nodes = [graph.add(name, **arguments) for name, arguments in steps]
-        graph.link_nodes(source, *nodes, graph.add("buffersink"))
-        graph.configure()
-        return graph
+    def _prepare(self, frame: VideoFrame, steps: list[Step]) -> Graph:
+        """Return the graph for frames like this one. Where FFmpeg's RGB would not be that of x86, it is left to us."""
+        names = {name for name, _ in steps}
+        ours = is_arm() and frame.format.name in _CONVERTED_BY_PROCESSOR
+        # FFmpeg turns 4:2:0 as it is, and 4:2:2 as RGB, or as 4:4:4 where it scales too.
+        turned = "422" in frame.format.name and names & {"transpose", "rotate"}
+        self._converts_first = ours and bool(turned) and "scale" not in names and frame.height % 2 == 0
+        if self._converts_first:
+            frame = _as_rgb(frame)
+        elif ours and not turned:
+            bare = [step for step in steps if step[0] != "scale"]
+            # A copy, as vflip leaves the rows in reverse.
+            graph = _graph(frame, [*bare, ("copy", {})], frame.format.name)
+            picture = _through(graph, frame)
+            sizes = [int(arguments["w"]) for name, arguments in steps if name == "scale"]
+            if picture.height % 2 == 0 and all(picture.width == picture.height == size for size in sizes):
+                return graph
+        return _graph(frame, steps, _RGB)
+
+
+def _as_rgb(frame: VideoFrame) -> VideoFrame:
+    found: VideoFrame = import_av().VideoFrame.from_ndarray(rgb_as_on_x86(frame), format=_RGB)
+    found.pts = frame.pts
+    return found
+
+
+def _graph(frame: VideoFrame, steps: list[Step], pixel_format: str) -> Graph:
+    graph: Graph = import_av().filter.Graph()
+    graph.threads = 1  # the pictures are small; decoding has the threads
+    source = graph.add(
+        "buffer",
+        video_size=f"{frame.width}x{frame.height}",
+        pix_fmt=frame.format.name,
+        time_base="1/1",
+        pixel_aspect="1/1",
+        # Declared, so that libavfilter need not set itself up a second time at the first frame.
+        colorspace=str(int(frame.colorspace)),
+        range=str(int(frame.color_range)),
+    )
+    nodes = [graph.add(name, **arguments) for name, arguments in [*steps, ("format", {"pix_fmts": pixel_format})]]
+    graph.link_nodes(source, *nodes, graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def _through(graph: Graph, frame: VideoFrame) -> VideoFrame:
+    graph.vpush(frame)
+    return graph.vpull()
+
+
+def rgb_as_on_x86(picture: VideoFrame) -> NDArray[np.uint8]:
+    """Return a picture of 8-bit YUV, 4:2:0 or 4:2:2, as uint8 (height, width, 3) RGB, as FFmpeg converts it on x86.
+
+    That is libswscale's yuv_2_rgb.asm, number for number: chroma is repeated, products are cut at 16 bits.
+    """
+    planes = [
+        np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        for plane in picture.planes[:3]
+    ]
+    full = picture.color_range == _FULL_RANGE or picture.format.name.startswith("yuvj")
+    luma, red, blue, green_u, green_v = _conversion(int(picture.colorspace), full)
+    y, u, v = luma[planes[0]], planes[1], planes[2]
+    rows = 2 if u.shape[0] < y.shape[0] else 1
+    channels = (red[v], green_u[u] + green_v[v], blue[u])
+    sums = [y + part.repeat(2, 1).repeat(rows, 0)[:, : y.shape[1]] for part in channels]
+    return np.stack(np.clip(sums, 0, 255).astype(np.uint8), axis=-1)
+
+
+@functools.cache
+def _conversion(space: int, full: bool) -> NDArray[np.int16]:
+    """Return int16 (5, 256): what each value of luma, and of chroma to red, to blue and twice to green, adds."""
+    factors = list(_COEFFICIENTS.get(space, _BT601))
+    luma, black = 1 << 16, 0
+    if full:
+        factors = [int(factor * 224 / 255) for factor in factors]
+    else:
+        luma, black = luma * 255 // 219, 16
+    values = np.arange(256, dtype=np.int64) << 3
+    rows = [((values - (black << 3)) * _rounded(luma)) >> 16]
+    rows += [((values - (128 << 3)) * _rounded(factor)) >> 16 for factor in factors]
+    return np.array(rows, np.int16)
+
+
+def _rounded(factor: int) -> int:
+    return ((factor << 13) + (1 << 15)) >> 16
 
 
 def square_maker(size: int, interpolation: Interpolation) -> PictureMaker | BilinearSquareMaker:
