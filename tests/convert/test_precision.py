@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from helpers.graphs import build, inferred, operators, run, weights_of
 from milnce.errors import ExportError
+from milnce_convert import measure
 from milnce_convert.export import export_projection, export_text, half_precision
 from milnce_convert.fixtures import moving_clips, random_tokens
 from milnce_convert.parity import FP16_GATE, compare
@@ -202,3 +203,18 @@ def test_integer_arithmetic_on_shapes_stays_integer(quarter: Traced) -> None:
     clips = moving_clips(2, 4, 32, 48)
     assert run(graph.model, video=clips)["video_embedding"].dtype == np.float32
     assert ir.serde.deserialize_model(tensors.proto).graph.inputs[0].dtype == ir.DataType.UINT8
+
+
+def test_an_arm_processor_with_fp16_arithmetic_measures_the_weights_rounding_in_fp32(
+    half: dict[str, ExportedGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, clips = half["uint8"].model, moving_clips(2, 8, 32, 32, seed=3)
+    found = measure.run_graph(model, {"video": clips})
+    monkeypatch.setattr(measure, "arm_features", lambda: ("asimdhp",))
+    on_arm = measure.run_graph(model, {"video": clips})
+    proto = onnx.load_from_string(measure.in_fp32(model))
+    assert {tensor.data_type for tensor in proto.graph.initializer} == {FP32, TensorProto.INT64}
+    assert not any(attribute.i == FP16 for node in proto.graph.node for attribute in node.attribute)
+    for name, values in found.items():
+        assert np.abs(values - on_arm[name]).max() > 0  # activations are rounded in the one alone
+        assert FP16_GATE.failures(compare(values, on_arm[name])) == []
