@@ -54,6 +54,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
         "--budget-s", type=float, default=BUDGET_S, help="seconds in all; parts beyond them are not run"
     )
     parser.add_argument("--bucket-s", type=float, default=Settings.bucket_s, help="seconds of rounds a batch size")
+    parser.add_argument(
+        "--tactic-source",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="kernels that builds choose from, as trt.TacticSource names them; may be repeated",
+    )
     parser.add_argument("--cycles", type=int, default=Settings.cycles, help="load and close cycles")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-check", help="folder for plans and the like")
     parser.add_argument(
@@ -93,6 +100,7 @@ def _check(options: argparse.Namespace) -> int:
         clips=options.clips,
         bucket_s=options.bucket_s,
         cycles=options.cycles,
+        tactic_sources=tuple(options.tactic_source),
     )
     parts = chosen(options.only)
     results: list[dict[str, Any]] = []

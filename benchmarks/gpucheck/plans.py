@@ -37,9 +37,10 @@ def _build(settings: Settings, subject: Subject, candidate: Candidate, record: R
         precisions=(candidate.precision,),
         input_forms=(candidate.form,) if candidate.module == "video" else None,
         sizes=PlanSizes(batch=tuple(map(Span.fixed, settings.buckets))),
+        settings=settings.builder,
     )
     check = f"{subject.name} {candidate}"
-    data = {"bundle": subject.name, **vars(candidate)}
+    data = {"bundle": subject.name, **vars(candidate), "tactic_sources": options.settings.tactic_sources}
     with record.guarded("plan", check, **data):
         for built in builder.build_plans(Bundle.open(subject.path), plans_of(settings, subject), options):
             found = built.plan

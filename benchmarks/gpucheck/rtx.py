@@ -39,7 +39,10 @@ def run(settings: Settings, record: Recorder) -> None:
     plan: Plan | None = None
     with record.guarded("rtx", "build"):
         options = builder.PlanOptions(
-            modules=("video",), precisions=("fp32",), sizes=PlanSizes(batch=(Span.fixed(_BATCH),))
+            modules=("video",),
+            precisions=("fp32",),
+            sizes=PlanSizes(batch=(Span.fixed(_BATCH),)),
+            settings=settings.builder,
         )
         toolkit = choose_toolkit(_LIBRARY)
         (built,) = builder.build_plans(Bundle.open(DEMO), folder, options, toolkit=toolkit)

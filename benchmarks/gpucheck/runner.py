@@ -11,11 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gpucheck.models import RUNNERS
 from gpucheck.record import ABSENT, BAD, ERROR, FAILED, PASSED, read_events
 from gpucheck.settings import ROOT, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
 NOT_RUN = "not run"
@@ -31,8 +32,9 @@ class Part:
         name: As `--only` takes it.
         limit_s: Seconds it may take at most, within `BUDGET_S`; a larger budget stretches it.
         least_s: Seconds below which it is not begun.
-        reserve_s: Seconds that the parts before it leave for it.
+        reserve_s: Seconds that the parts before it leave for it, and that those after it do not take from it.
         needs: Parts that make what it works on.
+        uses: What of the host it can work with. If none of it is there, it ends at once, and nothing is left for it.
     """
 
     name: str
@@ -40,21 +42,29 @@ class Part:
     least_s: float
     reserve_s: float
     needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
 
+    def has_work(self, present: Collection[str]) -> bool:
+        """Whether a host with these parts gives it anything to do."""
+        return not self.uses or not set(self.uses).isdisjoint(present)
+
+
+_RUNNERS = tuple(name for names in RUNNERS.values() for name in names)
 
 # In this order, so that what needs least comes first and what depends on it after. On a server with an H100 the first
-# four take one to three minutes; building plans is what varies, and gets what the others leave.
+# four take one to three minutes; building plans is what varies, and gets what the others leave. A budget below the sum
+# of the reserves goes to the first parts, each at least its reserve for as long as there is any; the last are not run.
 PARTS = (
     Part("environment", 120, 1, 20),
     Part("tests", 180, 15, 60),
-    Part("rtx", 60, 10, 10),
+    Part("rtx", 60, 10, 10, uses=("tensorrt_rtx",)),
     Part("bundles", 200, 5, 40),
-    Part("plans", 420, 10, 60, ("bundles",)),
-    Part("parity", 240, 15, 60, ("bundles", "plans")),
-    Part("peaks", 60, 5, 15),
-    Part("latency", 300, 15, 90, ("bundles", "plans")),
-    Part("throughput", 120, 10, 30, ("bundles", "plans")),
-    Part("memory", 120, 10, 30, ("bundles", "plans")),
+    Part("plans", 420, 10, 60, ("bundles",), ("tensorrt",)),
+    Part("parity", 240, 15, 60, ("bundles", "plans"), _RUNNERS),
+    Part("peaks", 60, 5, 15, uses=("torch",)),
+    Part("latency", 300, 15, 90, ("bundles", "plans"), (*_RUNNERS, "torch")),
+    Part("throughput", 120, 10, 30, ("bundles", "plans"), _RUNNERS),
+    Part("memory", 120, 10, 30, ("bundles", "plans"), _RUNNERS),
 )
 NAMES = tuple(part.name for part in PARTS)
 
@@ -79,9 +89,10 @@ def run_parts(parts: Sequence[Part], settings: Settings, *, budget_s: float) -> 
     ends = time.monotonic() + budget_s
     for index, part in enumerate(parts):
         left = ends - time.monotonic()
-        unreserved = left - sum(later.reserve_s for later in parts[index + 1 :])
+        waiting = [later for later in parts[index + 1 :] if later.has_work(settings.present)]
+        unreserved = left - sum(later.reserve_s for later in waiting)
         limit_s = part.limit_s * max(1.0, budget_s / BUDGET_S)
-        allowance = min(limit_s, max(unreserved, min(part.least_s, left)))
+        allowance = min(limit_s, max(unreserved, min(part.reserve_s, left)))
         if part.name == "environment":
             allowance = limit_s  # without it nothing can be said
         if allowance < part.least_s:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from milnce_convert.plan_settings import BuilderSettings
+
 BUCKETS = (1, 2, 4, 8, 16, 32)
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +28,7 @@ class Settings:
         most_rounds: Rounds at most.
         cycles: Load and close cycles of the memory check.
         present: Parts that this host has; found out by the first part.
+        tactic_sources: Names of the kernels that all builds choose from; each library's own choice if empty.
     """
 
     work: str
@@ -38,6 +41,7 @@ class Settings:
     most_rounds: int = 50
     cycles: int = 50
     present: tuple[str, ...] = ()
+    tactic_sources: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -48,6 +52,11 @@ class Settings:
     def plans(self) -> Path:
         """The folder with a folder of plans for each bundle."""
         return self.folder / "plans"
+
+    @property
+    def builder(self) -> BuilderSettings:
+        """What builders are told; what was not asked for keeps its default."""
+        return BuilderSettings(tactic_sources=self.tactic_sources) if self.tactic_sources else BuilderSettings()
 
     def to_json(self) -> str:
         """Return it as JSON."""

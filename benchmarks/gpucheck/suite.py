@@ -27,11 +27,13 @@ def run(settings: Settings, record: Recorder) -> None:
         return
     import pytest  # noqa: PLC0415 - where it is installed
 
-    from helpers import gpu_plugin  # noqa: PLC0415 - needs pytest
+    from helpers import gpu_models, gpu_plugin  # noqa: PLC0415 - needs pytest
 
     os.environ[gpu_plugin.PRESENT] = ",".join(settings.present)
     os.environ[gpu_plugin.RESULTS] = str(record.path)
     os.environ["MILNCE_GPU_PLANS"] = str(settings.plans / "tests")  # built once, also when this runs again
+    if settings.tactic_sources:
+        os.environ[gpu_models.TACTIC_SOURCES] = ",".join(settings.tactic_sources)
     # No configuration file: it names plugins that this host may lack.
     arguments = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-p", "no:cacheprovider", "-ra"]
     arguments += ["--strict-markers", "-W", "error::milnce.errors.MilnceWarning"]

@@ -33,6 +33,8 @@ def plans(found: Sequence[Event]) -> str:
         figures = f"{_number(data.get('build_s'), '.0f')} | {_number(data.get('bytes'), '.1f', 1e-6)}"
         state = data.get("note", "") if check["outcome"] == PASSED else f"{check['outcome']}: {_cell(check['detail'])}"
         lines.append(f"| {data.get('bundle', '')} | {graph} | {data.get('library', '')} | {figures} | {state} |")
+    named = dict.fromkeys(name for check in found for name in check["data"].get("tactic_sources") or ())
+    lines += ["", f"Builds choose from these tactic sources alone: {', '.join(named)}."] if named else []
     return "\n".join(lines)
 
 

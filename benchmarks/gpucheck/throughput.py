@@ -37,22 +37,28 @@ _BATCH = 8
 
 def run(settings: Settings, record: Recorder) -> None:
     """Measure every backend and precision of every bundle."""
-    ran = False
+    work = {
+        subject: [
+            candidate
+            for candidate in candidates(Bundle.open(subject.path), settings.present, modules=("video",))
+            if candidate.form == "uint8"
+        ]
+        for subject in read_subjects(settings)
+    }
+    if not any(work.values()):
+        record.add("throughput", "throughput", ABSENT, "neither TensorRT nor ONNX Runtime with CUDA is on this host")
+        return
     with tempfile.TemporaryDirectory() as name:
         videos = make_videos(Path(name), record)
-        for subject in read_subjects(settings):
+        for subject, found in work.items():
             expected = _embed_on_cpu(subject, videos, record)
-            for candidate in candidates(Bundle.open(subject.path), settings.present, modules=("video",)):
-                if candidate.form == "uint8":
-                    ran = True
-                    check = f"{subject.name} {candidate}"
-                    with (
-                        record.guarded("throughput", check, bundle=subject.name, row=_row(candidate)),
-                        opened_model(settings, subject, candidate) as model,
-                    ):
-                        _measure(settings, subject, candidate, model, record, videos, expected)
-    if not ran:
-        record.add("throughput", "throughput", ABSENT, "neither TensorRT nor ONNX Runtime with CUDA is on this host")
+            for candidate in found:
+                check = f"{subject.name} {candidate}"
+                with (
+                    record.guarded("throughput", check, bundle=subject.name, row=_row(candidate)),
+                    opened_model(settings, subject, candidate) as model,
+                ):
+                    _measure(settings, subject, candidate, model, record, videos, expected)
 
 
 def make_videos(folder: Path, record: Recorder) -> list[Path]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +15,7 @@ import numpy as np
 import pytest
 
 from gpucheck import bundles, latency, memory, models, parity, plans, rtx
-from gpucheck.record import ABSENT, ERROR, FAILED, PASSED
+from gpucheck.record import ABSENT, ERROR, FAILED, PASSED, read_events
 from gpucheck.settings import read_subjects
 from helpers.gpu_events import events_of, one_word_off, scaled, spoil, swapped_clips
 from milnce.backends import BackendChoice
@@ -203,3 +208,31 @@ def test_without_pytorch_the_demo_alone_is_checked(settings: Settings, monkeypat
     assert "torch not installed" in events[0]["detail"]
     assert "--bundle DIR" in events[0]["detail"]
     assert events[1]["data"]["clips"] == 70  # the committed reference
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_with_a_bundle_and_its_reference_nothing_is_exported_or_computed(
+    settings: Settings, tiny: Tiny, tmp_path: Path, installed: bool
+) -> None:
+    carried = shutil.copytree(tiny.bundle, tmp_path / "seeded-full-width")
+    given = dataclasses.replace(settings, bundles=(str(carried),), references=(str(tiny.reference),))
+    code = f"""
+        import sys
+        makers = ("torch", "onnx", "onnxruntime")
+        if not {installed}:
+            sys.modules.update(dict.fromkeys(makers))
+        from pathlib import Path
+        from gpucheck import bundles
+        from gpucheck.record import Recorder
+        from gpucheck.settings import Settings
+        bundles.run(Settings.from_json(sys.argv[1]), Recorder(Path(sys.argv[2])))
+        assert not [name for name in makers if sys.modules.get(name)]
+    """
+    paths = os.pathsep.join(
+        str(Path(bundles.__file__).parents[2] / name) for name in ("benchmarks", "runtime", "convert")
+    )
+    command: list[str | Path] = [sys.executable, "-c", textwrap.dedent(code), given.to_json(), tmp_path / "events"]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True)
+    (event,) = read_events(tmp_path / "events")[0]
+    assert (event["outcome"], event["detail"]) == (PASSED, "")
+    assert event["data"]["reference"] == read(tiny.reference).source

@@ -1,6 +1,8 @@
 """What the tests on a GPU share: the device, a bundle, plans of it, and its graphs on each backend that is here.
 
-MILNCE_GPU_BUNDLE names another bundle than the committed demo, MILNCE_GPU_PLANS a folder where its plans are kept.
+MILNCE_GPU_BUNDLE names another bundle than the committed demo, MILNCE_GPU_PLANS a folder where its plans are kept,
+MILNCE_GPU_TACTIC_SOURCES what plans are built with, as trt.TacticSource names it, separated by commas: a TensorRT 8.5
+without cuDNN and cuBLAS needs "EDGE_MASK_CONVOLUTIONS,JIT_CONVOLUTIONS".
 """
 
 from __future__ import annotations

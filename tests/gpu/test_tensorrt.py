@@ -9,7 +9,7 @@ import pytest
 
 import milnce
 from helpers import gpu_models
-from helpers.gpu_models import BUCKETS, build
+from helpers.gpu_models import BUCKETS, build, builder_settings
 from milnce.backends import CudaOptions
 from milnce.errors import BackendUnavailableError, DeviceMemoryError, InputError
 from milnce.plans import installed_libraries, sidecars
@@ -114,7 +114,8 @@ def test_a_range_of_batches_and_sizes_runs(
     frames, size = expected.recipe.frames, expected.recipe.size
     span = Span(size, size + 16, size)
     sizes = PlanSizes(batch=(Span(1, 8, 4),), frames=(Span.fixed(frames),), pictures=((span, span),))
-    build_plans(bundle, tmp_path / "plans", PlanOptions(modules=("video",), precisions=("fp32",), sizes=sizes))
+    options = PlanOptions(modules=("video",), precisions=("fp32",), sizes=sizes, settings=builder_settings())
+    build_plans(bundle, tmp_path / "plans", options)
     with gpu_models.opened(bundle, "tensorrt", tmp_path / "plans") as backend:
         for count in (2, 7, 8, 19):
             found = backend.run({"video": clips[:count]})["video_embedding"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import milnce
+from helpers.gpu_models import builder_settings
 from milnce.errors import BackendUnavailableError, PlanError
 from milnce_convert.parity import FP32_GATE, compare, require
 from milnce_convert.plan import PlanOptions, build_plans
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def test_its_plans_run_or_are_refused_in_words(
     bundle: Bundle, tmp_path: Path, expected: Reference, clips: NDArray[np.uint8]
 ) -> None:
-    options = PlanOptions(modules=("video",), precisions=("fp32",))
+    options = PlanOptions(modules=("video",), precisions=("fp32",), settings=builder_settings())
     build_plans(bundle, tmp_path / "plans", options, toolkit=choose_toolkit("tensorrt_rtx"))
     try:
         model = milnce.load(bundle.path, backend="tensorrt", plans=tmp_path / "plans", modules=("video",))

@@ -1,14 +1,16 @@
 """A whole process with a simulated GPU and libraries over it, so that what needs a GPU can be tried without one.
 
-A process whose PYTHONPATH begins with `SITE`, and then has `tests`, starts with everything in place: the CUDA binding,
-and what MILNCE_FAKES names of tensorrt (or tensorrt=8.5), tensorrt_lean and onnxruntime. Of tensorrt_rtx the real one
-is taken, or hidden if it is not named. Nothing in milnce or in benchmarks knows of it. What the simulation finds wrong,
-and what was never freed, goes into the file that MILNCE_FAKES_VIOLATIONS names.
+A process whose PYTHONPATH begins with `SITE`, and then has `tests`, starts with everything in place: a driver that can
+be loaded and has no functions, the CUDA binding, and what MILNCE_FAKES names of tensorrt (or tensorrt=8.5),
+tensorrt_lean and onnxruntime. Of tensorrt_rtx the real one is taken, or hidden if it is not named. Nothing in milnce or
+in benchmarks knows of it. What the simulation finds wrong, and what was never freed, goes into the file that
+MILNCE_FAKES_VIOLATIONS names.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import sys
 from importlib import import_module
@@ -28,6 +30,13 @@ FAKES, VIOLATIONS = "MILNCE_FAKES", "MILNCE_FAKES_VIOLATIONS"
 GPU = fake_cuda.FakeGpu(name="NVIDIA Simulated", total_bytes=512 << 20)
 
 
+class _Library(ctypes.CDLL):
+    """A library as ctypes loads it; instead of the driver this process itself."""
+
+    def __init__(self, name: str | None, *options: Any, **named: Any) -> None:  # noqa: ANN401 - those of CDLL
+        super().__init__(None if name == "libcuda.so.1" else name, *options, **named)
+
+
 def environment(*libraries: str, violations: Path | None = None) -> dict[str, str]:
     """Return what the environment of such a process needs beside what it has."""
     root = Path(__file__).parents[2]
@@ -42,7 +51,7 @@ def install() -> FakeCuda | None:
         return None
     patch = pytest.MonkeyPatch()
     fake = fake_cuda.install(patch, policy="lazy", gpus=[GPU])
-    patch.setattr("milnce.backends.selection._driver_problem", lambda: None)
+    patch.setattr(ctypes, "CDLL", _Library)
     patch.setattr("milnce.plans.find_spec", lambda _: None)  # what is really installed here
     libraries = dict(item.partition("=")[::2] for item in os.environ[FAKES].split(","))
     for name in ("tensorrt", "tensorrt_lean", "tensorrt_rtx"):

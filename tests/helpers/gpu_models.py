@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Few, since each costs the builder time; batches of 1 to 70 are split over them and padded all the same.
 BUCKETS = (1, 4, 8)
+TACTIC_SOURCES = "MILNCE_GPU_TACTIC_SOURCES"
 
 
 class Opener(Protocol):
@@ -33,6 +35,13 @@ class Opener(Protocol):
         """Open it in the backend that the test is about."""
 
 
+def builder_settings(**settings: Any) -> BuilderSettings:  # noqa: ANN401
+    """Return the settings, with the tactic sources that the environment names; every build of tests/gpu takes them."""
+    if os.environ.get(TACTIC_SOURCES):
+        settings["tactic_sources"] = tuple(os.environ[TACTIC_SOURCES].split(","))
+    return BuilderSettings(**settings)
+
+
 def build(bundle: Bundle, folder: Path, modules: tuple[str, ...] = ("video", "text"), **settings: Any) -> list[Plan]:  # noqa: ANN401
     """Build FP32 plans with tensorrt; the settings are those of `BuilderSettings`."""
     batches = tuple(map(Span.fixed, BUCKETS))
@@ -40,7 +49,7 @@ def build(bundle: Bundle, folder: Path, modules: tuple[str, ...] = ("video", "te
         modules=modules,
         precisions=("fp32",),
         sizes=PlanSizes(batch=batches, text_batch=batches),
-        settings=BuilderSettings(**settings),
+        settings=builder_settings(**settings),
     )
     return [built.plan for built in builder.build_plans(bundle, folder, options)]
 
