@@ -92,11 +92,11 @@ def test_odd_sizes_and_other_pixel_formats_agree_with_ffmpeg(
 def test_the_colour_matrix_that_a_video_declares_is_used(colorspace: str, tmp_path: Path) -> None:
     options = {"x264-params": f"colorprim={colorspace}:transfer={colorspace}:colormatrix={colorspace}"}
     path = make_video(tmp_path / "colour.mp4", frames=10, codec_options=options)
-    (window,) = iter_windows(path, Preset("all", 25.0, 10, 1, None, size=64))
-    assert np.array_equal(window.clip, ffmpeg_clip(path, 0, fps=25, frames=10, size=64))
+    (window,) = iter_windows(path, Preset("all", 25.0, 10, 1, None, size=48))
+    assert np.array_equal(window.clip, ffmpeg_clip(path, 0, fps=25, frames=10, size=48))
     # The two matrices do give different colours, so the test above can tell.
     other = make_video(tmp_path / "plain.mp4", frames=10)
-    (plain,) = iter_windows(other, Preset("all", 25.0, 10, 1, None, size=64))
+    (plain,) = iter_windows(other, Preset("all", 25.0, 10, 1, None, size=48))
     assert np.array_equal(plain.clip, window.clip) == (colorspace == "smpte170m")
 
 
