@@ -32,7 +32,7 @@ class Part:
         name: As `--only` takes it.
         limit_s: Seconds it may take at most, within `BUDGET_S`; a larger budget stretches it.
         least_s: Seconds below which it is not begun.
-        reserve_s: Seconds that the parts before it leave for it, and that those after it do not take from it.
+        reserve_s: Seconds that the parts before it leave for it, where the budget has them.
         needs: Parts that make what it works on.
         uses: What of the host it can work with. If none of it is there, it ends at once, and nothing is left for it.
     """
@@ -53,7 +53,7 @@ _RUNNERS = tuple(name for names in RUNNERS.values() for name in names)
 
 # In this order, so that what needs least comes first and what depends on it after. On a server with an H100 the first
 # four take one to three minutes; building plans is what varies, and gets what the others leave. A budget below the sum
-# of the reserves goes to the first parts, each at least its reserve for as long as there is any; the last are not run.
+# of the reserves goes to the first parts: each leaves as many after it their reserves as it can; the last do not run.
 PARTS = (
     Part("environment", 120, 1, 20),
     Part("tests", 180, 15, 60),
@@ -90,9 +90,10 @@ def run_parts(parts: Sequence[Part], settings: Settings, *, budget_s: float) -> 
     for index, part in enumerate(parts):
         left = ends - time.monotonic()
         waiting = [later for later in parts[index + 1 :] if later.has_work(settings.present)]
-        unreserved = left - sum(later.reserve_s for later in waiting)
         limit_s = part.limit_s * max(1.0, budget_s / BUDGET_S)
-        allowance = min(limit_s, max(unreserved, min(part.reserve_s, left)))
+        allowance = min(limit_s, left - _kept(part, waiting, left))
+        if not part.has_work(settings.present):
+            allowance = min(part.least_s, left)  # it only says so
         if part.name == "environment":
             allowance = limit_s  # without it nothing can be said
         if allowance < part.least_s:
@@ -103,6 +104,16 @@ def run_parts(parts: Sequence[Part], settings: Settings, *, budget_s: float) -> 
         if part.name == "environment":
             settings = _with_present(settings, result["checks"])
         yield result
+
+
+def _kept(part: Part, waiting: Sequence[Part], left: float) -> float:
+    """Return the seconds that a part leaves to those after it: their reserves, as many as fit, the first ones first."""
+    kept = 0.0
+    for later in waiting:
+        if left - kept - later.reserve_s < part.least_s:
+            break
+        kept += later.reserve_s
+    return kept
 
 
 def run_part(name: str, settings: Settings, *, limit_s: float) -> dict[str, Any]:

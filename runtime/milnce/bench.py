@@ -254,11 +254,17 @@ def _candidates(opened: Opened, backend: str, device: str, precisions: Sequence[
         places = [kind if device == "auto" else device for kind in library.devices if device.startswith(("auto", kind))]
         if not places:
             opened.left_out[library.name] = f"it runs on {', '.join(library.devices)} here, not on {device}"
-        found += [(library.name, place, each) for place in places for each in library.precisions if each in precisions]
+        found += [
+            (library.name, place, each)
+            for place in places
+            for each in library.precisions
+            if each in precisions and not (place == "cpu" and each in library.cpu_problems)
+        ]
         missing = [each for each in precisions if each not in library.precisions]
         if places and missing:
             computes = f"it computes in {', '.join(library.precisions)} here"
-            opened.left_out[f"{library.name} {', '.join(missing)}"] = computes
+            for each in missing:
+                opened.left_out[f"{library.name} {each}"] = library.cpu_problems.get(each, computes)
     return sorted(found, key=lambda candidate: candidate[2] != "fp32")
 
 

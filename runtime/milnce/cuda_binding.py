@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from milnce.errors import CudaUnavailableError
-from milnce.platforms import install
+from milnce.platforms import install, jetson
 
 # Older ones hold Python's global lock while they wait for the GPU, and raise errors of their own without a driver.
 _OLDEST = (12, 9, 1)
@@ -51,7 +51,7 @@ def load() -> Any:  # noqa: ANN401 - the bindings have no types
         from cuda.bindings import runtime  # noqa: PLC0415 - the bindings are optional
     except ModuleNotFoundError as error:
         raise CudaUnavailableError(
-            f"the CUDA bindings (cuda-python) are not installed ({error}); {install('tensorrt')}"
+            f"the CUDA bindings (cuda-python) are not installed ({error}); {install(_extra())}"
         ) from error
     except ImportError as error:
         raise CudaUnavailableError(f"the CUDA bindings are installed and do not load: {error}") from error
@@ -59,7 +59,7 @@ def load() -> Any:  # noqa: ANN401 - the bindings have no types
         oldest = ".".join(map(str, _OLDEST))
         raise CudaUnavailableError(
             f"the CUDA bindings are of version {bindings.__version__}, and {oldest} is the oldest that works here; "
-            f'pip install "cuda-python>={oldest}"'
+            f'pip install "cuda-python>={oldest}{",<13" if jetson() else ""}"'
         )
     return runtime
 
@@ -95,6 +95,10 @@ def load_compiler() -> Any:  # noqa: ANN401 - the bindings have no types
     if int(error) != 0:
         raise CudaUnavailableError(f"NVIDIA's run-time compiler (NVRTC) does not answer: {error.name}")
     return nvrtc
+
+
+def _extra() -> str:
+    return "tensorrt" if jetson() is None else "jetson"
 
 
 def has_context(index: int) -> bool:
@@ -144,9 +148,10 @@ def no_gpu(runtime: Any, error: Any) -> CudaUnavailableError:  # noqa: ANN401 - 
             "there is no NVIDIA driver here; install it, or give the container its GPUs (docker run --gpus all)"
         )
     if error.name == "cudaErrorInsufficientDriver":
-        other = f', or pip install "cuda-python=={driver[0]}.*"' if driver[0] >= _OLDEST[0] else ""
+        cures = ["update the driver"] if jetson() is None else []  # a Jetson's comes with JetPack
+        cures += [f'pip install "cuda-python=={driver[0]}.*"'] if driver[0] >= _OLDEST[0] else []
         return CudaUnavailableError(
             f"the NVIDIA driver runs CUDA {driver[0]}.{driver[1]} at most, and the installed CUDA bindings are for "
-            f"CUDA {bindings[0]}.{bindings[1]}; update the driver{other}"
+            f"CUDA {bindings[0]}.{bindings[1]}; {', or '.join(cures) or install('jetson')}"
         )
     return CudaUnavailableError(failure(runtime, "cudaGetDeviceCount", error))

@@ -75,7 +75,8 @@ def cpu_name() -> str:
     # util-linux knows ARM's numbers by name; of cores of several kinds each has a line.
     text = _answer("lscpu") or "" if is_arm() else _content(Path("/proc/cpuinfo"))
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.lower().startswith("model name")]
-    return " and ".join(dict.fromkeys(names)) or platform.processor() or platform.machine()
+    known = dict.fromkeys(name for name in names if name != "-")  # which is lscpu's name of one it does not know
+    return " and ".join(known) or platform.processor() or platform.machine()
 
 
 def blas_threads() -> int | None:
@@ -162,8 +163,11 @@ def _answer(program: str, *arguments: str) -> str | None:
     path = shutil.which(program)
     if path is None:
         return None
+    words = {**os.environ, "LC_ALL": "C"}  # in English, to be read here
     try:
-        result = subprocess.run([path, *arguments], capture_output=True, text=True, check=True, timeout=_ANSWER_S)  # noqa: S603
+        result = subprocess.run(  # noqa: S603
+            [path, *arguments], capture_output=True, text=True, check=True, timeout=_ANSWER_S, env=words
+        )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return result.stdout.strip() or None

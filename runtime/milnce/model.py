@@ -53,8 +53,8 @@ def load(  # noqa: PLR0913  # what to run, where, and how much of the machine it
     Args:
         path: The bundle's folder.
         backend: "auto" for TensorRT where the bundle has plans for this GPU (`milnce build`), else ONNX Runtime on
-            CUDA, else the fastest exact one on the CPU, where NumPy runs the text tower and the projection, as it does
-            on any machine if `modules` is "text"; or a name: "tensorrt", "onnxruntime", "openvino", "numpy".
+            CUDA, else OpenVINO (on ARM ONNX Runtime) on the CPU, where NumPy runs the text tower and the projection, as
+            it does on any machine if `modules` is "text"; or a name: "tensorrt", "onnxruntime", "openvino", "numpy".
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "fp32", "fp16", "bf16" or "int8" (after `milnce quantize`); None for that of the plans, or FP32 where
             there are none.

@@ -20,7 +20,7 @@ from milnce.manifest import MANIFEST_FILE
 from milnce.plan_file import FORMAT_VERSION, HARDWARE_COMPATIBILITIES, Plan, PlanProfile, Shape, plan_name
 from milnce.plan_folder import read_plan, sidecars, write_plan
 from milnce.plan_rank import largest_batch, own_item_shapes, takes_items
-from milnce.platforms import install, jetson
+from milnce.platforms import install, jetpack, jetson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,11 +56,11 @@ PLANS_FOLDER = "plans"
 LIBRARIES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
 
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
-# TensorRT from the index is in parts that name their CUDA, JetPack has one package. The first of the index that runs
-# on a Jetson, from JetPack 7.2.2 on:
+# TensorRT from the package index is in parts that name their CUDA, JetPack has one package. Those of the index run on a
+# Jetson from JetPack 7 on:
 # https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html
-_FROM_INDEX = {"tensorrt": r"tensorrt[-_]cu\d+.*", "tensorrt_rtx": r"tensorrt[-_]rtx.*"}
-_FIRST_ON_JETSON = {"tensorrt": (11, 4, 1)}
+_FROM_INDEX = re.compile(r"tensorrt[-_](cu\d+|lean[-_]cu\d+|rtx).*")
+_FIRST_JETPACK = 7
 # Version-compatible plans run across these majors, and never on an older version: NVIDIA's support matrix of 11.4.1.
 _COMPATIBLE_MAJORS = {(8, 10), (10, 11)}
 _AMPERE = (8, 0)
@@ -219,19 +219,25 @@ def _import_libraries() -> tuple[tuple[Library, ...], tuple[str, ...]]:
 
 def install_command(library: str) -> str:
     """Return what installs a library of `LIBRARIES`, or what to do where pip has none that works."""
-    return install(_EXTRAS[library]) if library in _EXTRAS else f"pip install {library.replace('_', '-')}"
+    if library == "tensorrt_lean" and jetson() is None:
+        return "pip install tensorrt-lean"
+    return install(_EXTRAS.get(library, "tensorrt"))
 
 
 def _jetson_problem(library: Library) -> str | None:
     """Return why a TensorRT cannot run here if this is a Jetson and it came from the index, else None."""
-    if jetson() is None or _numbers(library.version)[:3] >= _FIRST_ON_JETSON.get(library.name, (1000,)):
+    if jetson() is None or (library.name != "tensorrt_rtx" and (jetpack() or _FIRST_JETPACK) >= _FIRST_JETPACK):
         return None
-    own = re.compile(_FROM_INDEX.get(library.name, "$"))
-    parts = sorted({found.name for found in distributions() if own.fullmatch(found.name)})
+    every = {found.name or "" for found in distributions()}  # one that was damaged has no name
+    parts = sorted(name for name in every if name.startswith(library.name) and _FROM_INDEX.fullmatch(name))
+    if library.name == "tensorrt":
+        parts = [name for name in parts if not re.match(r"tensorrt[-_](lean|rtx)", name)]
     if not parts:
         return None
-    names = " ".join(dict.fromkeys([library.name.replace("_", "-"), *parts]))
-    return f"{library} is not JetPack's and does not run on a Jetson: pip uninstall -y {names}; {install('tensorrt')}"
+    names = " ".join(dict.fromkeys([library.name, *parts]))
+    return (
+        f"{library} is not JetPack's and does not run on this Jetson: pip uninstall -y {names}; {install('tensorrt')}"
+    )
 
 
 def _comes_from_ctrl_c(error: BaseException) -> bool:

@@ -22,24 +22,26 @@ _ARM_FEATURES = {
 
 _RELEASE = Path("/etc/nv_tegra_release")
 _BOARD = Path("/proc/device-tree/model")
-# Jetson Linux -> JetPack (https://developer.nvidia.com/embedded/jetpack-archive).
-_JETPACKS = {"35": "5", "36": "6", "38": "7"}
+# Jetson Linux, or else its kernel -> JetPack (https://developer.nvidia.com/embedded/jetpack-archive).
+_JETPACKS = {"35": 5, "36": 6, "38": 7, "39": 7}
+_KERNELS = {"5.10": 5, "5.15": 6, "6.8": 7}
+_TOO_OLD = "JetPack 5 is too old, with Python 3.8 and CUDA 11: install JetPack 6 or newer"
 _ON_JETSON = (
-    "sudo apt install nvidia-jetpack, then python3 -m venv --system-site-packages .venv && "
-    '.venv/bin/pip install "milnce[jetson]"'
+    "sudo apt install nvidia-jetpack python3-venv; then, in the checkout: python3 -m venv --system-site-packages .venv "
+    '&& .venv/bin/pip install ".[jetson]"'
 )
 # Extras that leave something out on a Jetson, as pyproject.toml has them, and why.
 _NOT_ON_JETSON = {
-    "tensorrt": "TensorRT comes with JetPack here, and pip has none for it",
-    "cuda": "onnxruntime-gpu has no kernels for a Jetson; its TensorRT runs plans",
-    "rtx": "TensorRT-RTX has no kernels for a Jetson; its TensorRT builds plans and runs them",
+    "tensorrt": "on a Jetson TensorRT comes with JetPack",
+    "cuda": "onnxruntime-gpu has no kernels for a Jetson; JetPack's TensorRT runs plans",
+    "rtx": "TensorRT-RTX has no kernels for a Jetson; JetPack's TensorRT builds plans and runs them",
     "nvdec": "PyNvVideoCodec does not decode on a Jetson; PyAV does, on the CPU",
 }
 
 
 def is_arm() -> bool:
     """Whether this is a 64-bit ARM processor."""
-    return platform.machine() in ("aarch64", "arm64")
+    return platform.machine() == "aarch64"
 
 
 def arm_features() -> tuple[str, ...]:
@@ -60,16 +62,20 @@ def jetson() -> str | None:
 
     A container may show the kernel alone; then the release is left out.
     """
-    kernel = platform.release()
     text = _text(_RELEASE)
-    if not text and "tegra" not in kernel:
+    if not text and "tegra" not in platform.release():
         return None
-    names = [_text(_BOARD) or "NVIDIA Jetson"]
-    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text)
-    if found:
-        jetpack = _JETPACKS.get(found[1])
-        names.append(f"Jetson Linux {found[1]}.{found[2]}" + (f" (JetPack {jetpack})" if jetpack else ""))
-    return ", ".join(names)
+    release, known = _release(text), jetpack()
+    linux = f"Jetson Linux {'.'.join(release)}" if release else "Jetson Linux"
+    return f"{_text(_BOARD) or 'NVIDIA Jetson'}, {linux}" + (f" (JetPack {known})" if known else "")
+
+
+def jetpack() -> int | None:
+    """Return the JetPack of this Jetson, such as 6; None if it is not known, or this is no Jetson."""
+    release, kernel = _release(_text(_RELEASE)), platform.release()
+    if release:
+        return _JETPACKS.get(release[0])
+    return _KERNELS.get(".".join(kernel.split(".")[:2])) if "tegra" in kernel else None
 
 
 def install(extra: str) -> str:
@@ -78,9 +84,16 @@ def install(extra: str) -> str:
     Args:
         extra: Its name in pyproject.toml.
     """
-    if extra in _NOT_ON_JETSON and jetson() is not None:
-        return f"{_NOT_ON_JETSON[extra]}: {_ON_JETSON}"
-    return f'pip install "milnce[{extra}]"'
+    if extra not in {*_NOT_ON_JETSON, "jetson"} or jetson() is None:
+        return f'pip install "milnce[{extra}]"'
+    if jetpack() == min(_JETPACKS.values()):
+        return _TOO_OLD
+    return ": ".join(filter(None, (_NOT_ON_JETSON.get(extra), _ON_JETSON)))
+
+
+def _release(text: str) -> tuple[str, ...]:
+    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text)
+    return found.groups() if found else ()
 
 
 def _text(path: Path) -> str:

@@ -62,16 +62,18 @@ def test_each_part_leaves_time_for_those_after_it(limits: Limits) -> None:
 
 def test_a_small_budget_goes_to_the_first_parts(limits: Limits) -> None:
     parts = [Part("first", 300, 5, 10), Part("second", 50, 5, 40), Part("third", 400, 10, 60)]
-    assert limits(parts, 65) == {"first": 10, "second": 40, "third": 15}
-    assert limits(parts, 55) == {"first": 10, "second": 40, "third": 0}
-    assert limits(parts, 12) == {"first": 10, "second": 0, "third": 0}
+    assert limits(parts, 65) == {"first": 25, "second": 40, "third": 0}
+    assert limits(parts, 55) == {"first": 15, "second": 40, "third": 0}
+    assert limits(parts, 44) == {"first": 44, "second": 0, "third": 0}
+    assert limits(parts, 12) == {"first": 12, "second": 0, "third": 0}
 
 
 @pytest.mark.parametrize("present", [("cuda", "onnxruntime", "torch"), ("cuda", "tensorrt", "tensorrt_rtx")])
 def test_ninety_seconds_are_enough_for_the_bundles(limits: Limits, present: tuple[str, ...]) -> None:
-    given = limits(PARTS, 90, present=present, takes={"environment": 10, "tests": 20, "rtx": 2})
-    assert given["tests"] == 60
-    assert given["bundles"] == 40
+    # The tests take all that they may.
+    given = limits(PARTS, 90, present=present, takes={"environment": 10, "rtx": 0})
+    assert given["tests"] >= 30
+    assert given["bundles"] >= 40
     assert given["memory"] == 0
 
 

@@ -210,8 +210,8 @@ def test_doctor_names_a_jetson_and_what_to_type_there(run: Run, monkeypatch: pyt
     assert document["board"]["name"] == name
     packages = {item["name"]: item["problem"] for item in document["packages"]}
     for cure in (document["board"]["install"], packages["tensorrt"], packages["PyNvVideoCodec"]):
-        assert cure.endswith('.venv/bin/pip install "milnce[jetson]"')
-    assert f"Board: {name}; TensorRT comes with JetPack here" in run("doctor").stdout
+        assert cure.endswith('.venv/bin/pip install ".[jetson]"')
+    assert f"Board: {name}; on a Jetson TensorRT comes with JetPack" in run("doctor").stdout
     monkeypatch.setattr(platforms, "jetson", lambda: None)
     assert json.loads(run("doctor", "--json").stdout)["board"] is None
 

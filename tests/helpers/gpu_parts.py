@@ -12,8 +12,10 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from milnce.backends.onnxruntime import probe
+from milnce.backends.onnxruntime import cuda_cure, probe
 from milnce.errors import CudaUnavailableError
+from milnce.plans import install_command
+from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -98,10 +100,7 @@ def _onnxruntime(module: Any) -> str | None:  # noqa: ANN401 - onnxruntime
     if "CUDAExecutionProvider" in providers:
         # Built for CUDA, which is not yet able to run: its libraries may be missing.
         return probe().gpu_problem
-    return (
-        f"has the providers {', '.join(providers)} and not CUDAExecutionProvider; "
-        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-    )
+    return f"has the providers {', '.join(providers)} and not CUDAExecutionProvider; {cuda_cure()}"
 
 
 def _torch(module: Any) -> str | None:  # noqa: ANN401 - torch
@@ -132,10 +131,10 @@ def _always(_: Any) -> str | None:  # noqa: ANN401 - any module
 _PROBES: dict[str, tuple[str, str, str, Callable[[Any], str | None]]] = {
     # Module, distribution that knows the version if the module does not, what installs it, what it lacks to be of use.
     "cuda": ("milnce.cuda", "cuda-bindings", "", _cuda),
-    "tensorrt": ("tensorrt", "tensorrt", 'pip install "milnce[tensorrt]"', _runs_plans),
-    "tensorrt_lean": ("tensorrt_lean", "tensorrt_lean", "pip install tensorrt-lean", _runs_plans),
-    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx", 'pip install "milnce[rtx]"', _runs_plans),
-    "onnxruntime": ("onnxruntime", "onnxruntime", "pip install onnxruntime-gpu", _onnxruntime),
+    "tensorrt": ("tensorrt", "tensorrt", install_command("tensorrt"), _runs_plans),
+    "tensorrt_lean": ("tensorrt_lean", "tensorrt_lean", install_command("tensorrt_lean"), _runs_plans),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx", install_command("tensorrt_rtx"), _runs_plans),
+    "onnxruntime": ("onnxruntime", "onnxruntime", install("cuda"), _onnxruntime),
     "torch": ("torch", "torch", "pip install torch", _torch),
     "cupy": ("cupy", "cupy", "pip install cupy-cuda13x", _cupy),
     "pycuda": ("pycuda.driver", "pycuda", "pip install pycuda", _pycuda),

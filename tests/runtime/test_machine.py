@@ -221,6 +221,7 @@ def test_scripts_below_the_working_folder_keep_their_path(monkeypatch: pytest.Mo
         ("Architecture: aarch64\nModel name:  Cortex-A78AE\nCPU max MHz: 2201", "Cortex-A78AE"),
         ("Model name: Cortex-A55\nModel: 0\nModel name: Cortex-A76\n", "Cortex-A55 and Cortex-A76"),
         (None, "aarch64"),  # no lscpu here
+        ("Model name: -\nModel: 0", "aarch64"),  # one that it does not know
     ],
 )
 def test_an_arm_processor_has_its_name_from_lscpu(

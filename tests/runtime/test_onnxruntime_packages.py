@@ -161,7 +161,7 @@ def test_wheels_for_arm_are_taken_on_the_gpus_that_they_have_kernels_for(
     if problem is not None:
         named = ".".join(map(str, capability))
         assert problem == (
-            "its wheels for ARM have kernels for compute capability 8.9, 9.0, 12.0, 12.1, and this is Fake GPU "
+            "its wheels for ARM have kernels for compute capability 8.9, 9.0, 12.0, 12.1, not for Fake GPU "
             f'({named}); run plans of TensorRT: pip install "milnce[tensorrt]"'
         )
 

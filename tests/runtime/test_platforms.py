@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from milnce import plans, platforms
+from milnce import cuda_binding, plans, platforms
+from milnce.backends import onnxruntime
+from milnce.errors import CudaUnavailableError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,7 +73,7 @@ def test_a_container_on_a_jetson_shows_its_kernel_alone(tmp_path: Path, monkeypa
     for name in ("_RELEASE", "_BOARD"):
         monkeypatch.setattr(platforms, name, tmp_path / "none")
     monkeypatch.setattr(platform, "release", lambda: "5.15.148-tegra")
-    assert platforms.jetson() == "NVIDIA Jetson"
+    assert platforms.jetson() == "NVIDIA Jetson, Jetson Linux (JetPack 6)"
     monkeypatch.setattr(platform, "release", lambda: "6.8.0-45-generic")
     assert platforms.jetson() is None
 
@@ -77,42 +81,101 @@ def test_a_container_on_a_jetson_shows_its_kernel_alone(tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("orin")
 def test_on_a_jetson_extras_that_do_not_work_there_say_why_and_what_does() -> None:
     assert platforms.install("tensorrt") == (
-        "TensorRT comes with JetPack here, and pip has none for it: sudo apt install nvidia-jetpack, then "
-        f'{FROM_JETPACK} .venv && .venv/bin/pip install "milnce[jetson]"'
+        "on a Jetson TensorRT comes with JetPack: sudo apt install nvidia-jetpack python3-venv; then, in the checkout: "
+        f'{FROM_JETPACK} .venv && .venv/bin/pip install ".[jetson]"'
     )
     for extra in ("cuda", "rtx", "nvdec"):
         assert "Jetson" in platforms.install(extra)
-        assert platforms.install(extra).endswith('pip install "milnce[jetson]"')
+        assert platforms.install(extra).endswith('.venv/bin/pip install ".[jetson]"')
+    assert platforms.install("jetson").startswith("sudo apt install nvidia-jetpack")
     assert platforms.install("video") == 'pip install "milnce[video]"'
 
 
 @pytest.mark.parametrize(
-    ("version", "parts", "refused"),
+    ("release", "name", "number"),
     [
-        ("10.3.0", (), False),  # JetPack 6's own
-        ("10.13.3.9", ("tensorrt_cu12", "tensorrt_cu12_libs"), True),
-        ("11.4.0.106", ("tensorrt_cu13", "tensorrt_cu13_libs"), True),
-        ("11.4.1.2", ("tensorrt_cu13", "tensorrt_cu13_libs"), False),
+        ("# R35 (release), REVISION: 6.1, GCID: 1", "35.6.1 (JetPack 5)", 5),
+        ("# R39 (release), REVISION: 2.1, GCID: 1", "39.2.1 (JetPack 7)", 7),
+        ("# R41 (release), REVISION: 1.0, GCID: 1", "41.1.0", None),
     ],
 )
 @pytest.mark.usefixtures("orin")
-def test_a_tensorrt_of_the_index_is_refused_on_a_jetson_it_does_not_run_on(
-    version: str, parts: tuple[str, ...], refused: bool, monkeypatch: pytest.MonkeyPatch
+def test_each_jetson_linux_is_of_a_jetpack(
+    release: str, name: str, number: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "release").write_text(release)
+    assert str(platforms.jetson()).endswith(f", Jetson Linux {name}")
+    assert platforms.jetpack() == number
+    assert ("is too old" in platforms.install("tensorrt")) == (number == 5)
+    del monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "parts", "refused"),
+    [
+        ("R36", "10.3.0", (), False),  # JetPack 6's own
+        ("R36", "10.13.3.9", ("tensorrt_cu12", "tensorrt_cu12_libs"), True),
+        ("R36", "11.4.1.2", ("tensorrt_cu13", "tensorrt_cu13_libs"), True),
+        ("R38", "10.13.3.9", ("tensorrt_cu13", "tensorrt_cu13_libs"), False),
+        ("R41", "12.0.0.1", ("tensorrt_cu14", "tensorrt_cu14_libs"), False),
+    ],
+)
+@pytest.mark.usefixtures("orin")
+def test_a_tensorrt_of_the_index_is_refused_before_jetpack_7(
+    release: str, version: str, parts: tuple[str, ...], refused: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "release").write_text(ORIN.replace("R36", release))
     module = ModuleType("tensorrt")
     module.__version__ = version  # type: ignore[attr-defined] # as the library has it
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     for other in ("tensorrt_lean", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, other, None)
-    monkeypatch.setattr(plans, "distributions", lambda: [SimpleNamespace(name=part) for part in ("numpy", *parts)])
+    names = ("numpy", None, "tensorrt_rtx", *parts)  # a damaged package has no name; of another library
+    monkeypatch.setattr(plans, "distributions", lambda: [SimpleNamespace(name=part) for part in names])
     assert [str(library) for library in plans.installed_libraries()] == ([] if refused else [f"tensorrt {version}"])
     if refused:
         (problem,) = plans.library_problems()
         assert problem.startswith(
-            f"tensorrt {version} is not JetPack's and does not run on a Jetson: "
-            f"pip uninstall -y tensorrt {' '.join(parts)}; TensorRT comes with JetPack here"
+            f"tensorrt {version} is not JetPack's and does not run on this Jetson: "
+            f"pip uninstall -y tensorrt {' '.join(parts)}; on a Jetson TensorRT comes with JetPack: "
         )
-        assert FROM_JETPACK in problem
+
+
+@pytest.mark.usefixtures("orin")
+def test_tensorrt_rtx_is_refused_on_every_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [SimpleNamespace(name="tensorrt_rtx"), SimpleNamespace(name="tensorrt_rtx_cu13")]
+    monkeypatch.setattr(plans, "distributions", lambda: found)
+    library = plans.Library("tensorrt_rtx", "1.7.1.116")
+    assert "pip uninstall -y tensorrt_rtx tensorrt_rtx_cu13; " in str(plans._jetson_problem(library))  # noqa: SLF001
+    assert plans.install_command("tensorrt_lean").startswith("on a Jetson TensorRT comes with JetPack")
+
+
+@pytest.mark.usefixtures("orin")
+def test_what_cuda_lacks_on_a_jetson_is_cured_by_what_runs_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert onnxruntime.cuda_cure() == platforms.install("cuda")
+    monkeypatch.setattr(onnxruntime, "gpus", lambda: (SimpleNamespace(name="Orin", compute_capability=(8, 7)),))
+    for version, cuda in (("1.23.0", "12.6"), ("1.30.0", "12.6")):
+        problem = str(onnxruntime._gpu_problem(version, cuda))  # noqa: SLF001 - with no GPU its library does not ask
+        assert problem.endswith('.venv/bin/pip install ".[jetson]"')
+    cuda_binding.load.cache_clear()
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(CudaUnavailableError, match=r"\(cuda-python\) are not installed .*; sudo apt install"):
+        cuda_binding.load()
+    monkeypatch.delitem(sys.modules, "cuda.bindings")
+    monkeypatch.setattr("cuda.bindings.__version__", "12.6.0")
+    with pytest.raises(CudaUnavailableError, match=r'pip install "cuda-python>=12\.9\.1,<13"'):
+        cuda_binding.load()
+
+
+@pytest.mark.parametrize(("machine", "backend"), [("aarch64", "onnxruntime"), ("x86_64", "openvino")])
+def test_make_demo_installs_what_suits_the_processor(machine: str, backend: str, tmp_path: Path) -> None:
+    stand_in = tmp_path / "uname"
+    stand_in.write_text(f"#!/bin/sh\necho {machine}\n")
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "--dry-run", "--always-make", "demo", f"VENV={tmp_path}"]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert f'--editable ".[{backend},video]"' in shown
 
 
 def test_the_extras_leave_out_on_a_jetson_what_install_says_they_do() -> None:

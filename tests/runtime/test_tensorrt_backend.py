@@ -148,7 +148,7 @@ def test_graphs_are_captured_once_a_slot_and_bucket_and_replayed(machine: PlanMa
     for _ in range(4):
         plain.run({"video": tiny_clips(2)})
     assert machine.fake.counts["cudaGraphLaunch"] == before
-    assert backend.graphs_problem is None
+    assert (backend.graphs_problem is None) == (machine.flavour != "8.5")
 
 
 @on_any_library

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from contextlib import suppress
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
@@ -199,8 +200,6 @@ def test_pictures_that_are_not_scaled_are_on_arm_what_they_are_on_x86(
     steps = (SQUARE, ("scale", {"w": "224", "h": "224", "flags": "bicubic"})) if scaled else ()
     colours = [(None, 2, 0), (None, 1, 0), (None, 4, 0), (None, 7, 0), (None, 9, 0), (None, 1, 2)]  # space and range
     turned = [(matrix, 2, 0) for matrix in (*MATRICES, (0.8, 0.6, -0.6, 0.8))]
-    ours = Mock(side_effect=picture.rgb_as_on_x86)
-    monkeypatch.setattr(picture, "rgb_as_on_x86", ours)
     for matrix, space, levels in [*colours, *turned]:
         frame = random_frame(size, pixel_format, space, levels)
         lying = None
@@ -210,7 +209,44 @@ def test_pictures_that_are_not_scaled_are_on_arm_what_they_are_on_x86(
         monkeypatch.setattr(picture, "display_matrix", lambda _, lying=lying: lying)
         monkeypatch.setattr(picture, "is_arm", lambda: False)
         expected = PictureMaker(steps)(frame)
+        ours = Mock(side_effect=picture.rgb_as_on_x86)
         monkeypatch.setattr(picture, "is_arm", lambda: True)
-        np.testing.assert_array_equal(PictureMaker(steps)(frame), expected)
-    if size == (224, 224):
-        assert ours.called == (pixel_format != "yuv444p")
+        with monkeypatch.context() as patch:
+            patch.setattr(picture, "rgb_as_on_x86", ours)
+            np.testing.assert_array_equal(PictureMaker(steps)(frame), expected)
+        assert ours.called == is_only_converted(pixel_format, size, matrix, scaled=scaled)
+
+
+def is_only_converted(
+    pixel_format: str, size: tuple[int, int], matrix: tuple[float, float, float, float] | None, *, scaled: bool
+) -> bool:
+    """Whether FFmpeg converts such a picture by a routine of the processor: 8-bit, not scaled, of even height."""
+    turned = matrix is not None and matrix[1] != 0
+    if pixel_format == "yuv444p" or (scaled and "422" in pixel_format and turned):
+        return False
+    if scaled:
+        return size == (224, 224) or (size == (225, 225) and "420" in pixel_format)  # whose crop is even
+    height = size[0] if "420" in pixel_format and matrix is not None and matrix[0] == 0 else size[1]
+    return height % 2 == 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with FFmpeg's own pixels, which differ elsewhere")
+@pytest.mark.parametrize("height", [None, 64, 32])
+def test_a_frame_of_its_own_height_is_on_arm_what_it_is_on_x86(
+    height: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "plain.mp4", frames=4)  # 96x64
+    expected = read_frame(path, 0, height=height)
+    ours = Mock(side_effect=picture.rgb_as_on_x86)
+    monkeypatch.setattr(picture, "rgb_as_on_x86", ours)
+    monkeypatch.setattr(picture, "is_arm", lambda: True)
+    np.testing.assert_array_equal(read_frame(path, 0, height=height), expected)
+    assert ours.called == (height != 32)
+
+
+@pytest.mark.parametrize("space", [8, 14])
+def test_colours_that_ffmpeg_has_its_own_way_with_are_left_to_it(space: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "is_arm", lambda: True)
+    monkeypatch.setattr(picture, "rgb_as_on_x86", lambda _: pytest.fail("converted here"))
+    with suppress(NotImplementedError, ValueError, OSError):  # some it refuses
+        PictureMaker(())(random_frame((64, 64), "yuv420p", space, 0))

@@ -11,7 +11,7 @@ from milnce.backends.base import Availability, Backend, CpuBackend, check_signat
 from milnce.backends.cuda_libraries import load_cuda_libraries
 from milnce.cuda import gpus
 from milnce.errors import BackendError, CudaUnavailableError
-from milnce.platforms import arm_features, install, is_arm
+from milnce.platforms import arm_features, install, is_arm, jetson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ _ON_ARM = ((8, 9), (9, 0), (12, 0), (12, 1))
 # PyTorch on the emulated Cortex-A76, where parity.FP16_GATE wants 0.998 and 0.08.
 _FP16_ON_ARM = (
     "it adds up in FP16 on this ARM processor, which costs more accuracy than milnce allows; ask for precision='fp32', "
-    "which is as fast to load and exact, or for backend='openvino', which computes FP16 graphs in FP32"
+    "or for backend='openvino', which computes FP16 graphs in FP32"
 )
 
 
@@ -156,21 +156,25 @@ def _gpu_problem(version: str, cuda_version: str | None) -> str | None:
         found = gpus()
     except CudaUnavailableError as error:
         return str(error)
+    # A Jetson's own builds are old, and their libraries JetPack's: what pip would bring in their place does not run.
+    instead = f"run plans of TensorRT: {install('tensorrt')}"
+    if is_arm() and _is_published() and not any(gpu.compute_capability in _ON_ARM for gpu in found):
+        held = ", ".join(f"{major}.{minor}" for major, minor in _ON_ARM)
+        capability = ".".join(map(str, found[0].compute_capability))
+        here = f"{found[0].name} ({capability})"
+        return f"its wheels for ARM have kernels for compute capability {held}, not for {here}; {instead}"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < _OLDEST_ON_CUDA:
         oldest = ".".join(map(str, _OLDEST_ON_CUDA))
-        cure = f'pip install "onnxruntime-gpu>={oldest}", which needs Python 3.11 or newer'
-        return f"version {version} lacks kernels for these graphs: {cure}"
-    if is_arm() and _is_published() and not any(gpu.compute_capability in _ON_ARM for gpu in found):
-        held = ", ".join(f"{major}.{minor}" for major, minor in _ON_ARM)
-        return (
-            f"its wheels for ARM have kernels for compute capability {held}, and this is {found[0].name} "
-            f"({'.'.join(map(str, found[0].compute_capability))}); run plans of TensorRT: {install('tensorrt')}"
-        )
+        newer = f'pip install "onnxruntime-gpu>={oldest}", which needs Python 3.11 or newer'
+        return f"version {version} lacks kernels for these graphs: {newer if jetson() is None else instead}"
     missing = load_cuda_libraries(cuda_version)
     if missing:
-        return (
-            f"it was built for CUDA {cuda_version}, and {', '.join(missing)} cannot be loaded: "
-            'pip install "onnxruntime-gpu[cuda,cudnn]"'
-        )
+        cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"' if jetson() is None else instead
+        return f"it was built for CUDA {cuda_version}, and {', '.join(missing)} cannot be loaded: {cure}"
     return None
+
+
+def cuda_cure() -> str:
+    """Return what brings an ONNX Runtime with CUDA in the place of one without, or why there is none here."""
+    return install("cuda") if jetson() else f"pip uninstall -y onnxruntime && {install('cuda')}"

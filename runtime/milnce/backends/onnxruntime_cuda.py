@@ -11,8 +11,8 @@ from milnce.backends.base import CudaOptions, check_signature
 from milnce.backends.cuda_libraries import load_cuda_libraries
 from milnce.backends.gpu import GpuBackend, open_gpu
 from milnce.backends.layouts import Bucket, Layout
+from milnce.backends.onnxruntime import cuda_cure
 from milnce.errors import BackendError, BackendUnavailableError, DeviceMemoryError
-from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,10 +170,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
 
 def lacks_provider(available: list[str]) -> str:
     """Say that this ONNX Runtime was built without CUDA, and what to install."""
-    return (
-        f"{NAME} cannot run on cuda: {PROVIDER} is not among {', '.join(available)}; "
-        f"install: pip uninstall -y onnxruntime, then {install('cuda')}"
-    )
+    return f"{NAME} cannot run on cuda: {PROVIDER} is not among {', '.join(available)}; install: {cuda_cure()}"
 
 
 def _failed(what: str, error: Exception) -> BackendError:

@@ -27,9 +27,10 @@ NAME = "openvino"
 # Left to itself OpenVINO may compute FP32 graphs in bfloat16, so the type is always said.
 # What INT8 graphs leave in floating point is computed in FP32: bfloat16 there made nothing faster.
 _COMPUTE_TYPES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
-# All 113 convolutions run in reference code there, whatever they are asked for (2026.4.1, "ref_any_f32").
+# All 113 convolutions run in reference code there, and in FP32 ("ref_any_f32", 2026.4.1).
 _ON_ARM = dict.fromkeys(
-    ("bf16", "int8"), "it has no kernels for 3-D convolutions on ARM: ask for precision='fp32', or use an x86-64 CPU"
+    ("bf16", "int8"),
+    "on ARM it computes 3-D convolutions in FP32 alone: ask for precision='fp32', or use an x86-64 CPU",
 )
 _KEPT_SHAPES = 2
 _CORE_LOCK = Lock()

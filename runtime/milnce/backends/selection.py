@@ -27,7 +27,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _ON_GPU = (("tensorrt", "cuda"), ("onnxruntime", "cuda"))
 _ON_CPU = (("openvino", "cpu"), ("onnxruntime", "cpu"))
 # What speaks for the first of those on the CPU: the benchmarks, all made on x86-64; and on ARM that OpenVINO runs every
-# one of the 113 convolutions in its reference code (2026.4.1: "ref_any"; tests/platforms/aarch64.sh shows it).
+# one of the 113 convolutions in its reference code (2026.4.1: "ref_any"; tests/platforms/aarch64.py shows it).
 _FASTEST, _HAS_KERNELS = (
     "the fastest exact backend in the measurements on x86-64",
     "the exact backend with kernels for ARM",
@@ -260,7 +260,7 @@ def _obstacle(found: Availability, device: str, precision: str, modules: Sequenc
         if device == "cuda" and found.gpu_problem is not None:
             return found.gpu_problem
         if device == "cuda" and found.name == "onnxruntime":
-            cure = f"; install: pip uninstall -y onnxruntime, then {install('cuda')}"
+            cure = f"; install: {_module(found.name).cuda_cure()}"
         return f"it runs on {_listed(found.devices)} here, not on {device}{cure}"
     if precision not in found.precisions or (device == "cpu" and precision in found.cpu_problems):
         listed = f"it computes in {_listed(found.precisions)} here, not in {precision}"

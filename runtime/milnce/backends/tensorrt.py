@@ -32,6 +32,9 @@ _LOG = logging.getLogger("milnce.backends")
 
 NAME = "tensorrt"
 
+# It is bound again to each slot's addresses, and nothing says what a graph that was captured from it keeps.
+_SHARED = "slots of this TensorRT share a context; with CudaOptions(slots=1) batches run as CUDA graphs"
+
 
 def probe() -> Availability:
     """Say what TensorRT can do here, apart from which plans there are. Never raises."""
@@ -142,7 +145,8 @@ class TensorRtBackend(GpuBackend):
     Attributes:
         plan: The plan's sidecar.
         largest_batch: Rows of the largest profile.
-        graphs_problem: Why batches no longer run as captured CUDA graphs, or None. It is logged too.
+        graphs_problem: Why batches do not run as captured CUDA graphs though they were to, or None. It is logged too,
+            where it is found on the way.
     """
 
     name = NAME
@@ -159,7 +163,8 @@ class TensorRtBackend(GpuBackend):
     ) -> None:
         check_engine(plan, graph, engine)
         self.plan = plan
-        self.graphs_problem: str | None = None
+        shared = engine.captures_graphs and not engine.shares_profiles and options.slots > 1
+        self.graphs_problem: str | None = _SHARED if shared else None
         self._engine = engine
         self._specs = tuple(_narrowed(spec, plan.profiles) for spec in graph.inputs)
         self.largest_batch = max(profile.shapes[graph.inputs[0].name][2][0] for profile in plan.profiles)
@@ -216,9 +221,7 @@ class TensorRtBackend(GpuBackend):
 
     def _is_captured(self, bucket: Bucket) -> bool:
         fixed = all(low == high for low, _, high in self.plan.profiles[bucket.profile].shapes.values())
-        # A context that slots share is bound anew to another's addresses, and nothing says what a graph keeps of it.
-        alone = self._engine.shares_profiles or len(self._ring.slots) == 1
-        return self._engine.captures_graphs and fixed and alone and self.graphs_problem is None
+        return self._engine.captures_graphs and fixed and self.graphs_problem is None
 
     def _captured(self, context: Any) -> Graph | None:  # noqa: ANN401 - the library is not typed
         """Return a bound context's run as a CUDA graph, or None, and the reason kept, if it cannot be captured."""

@@ -75,7 +75,7 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
 _PACKAGES = (
     ("pillow", "contact sheets", "video"),
     ("pyarrow", "Parquet features", "parquet"),
-    ("cuda-bindings", "running on an NVIDIA GPU", "tensorrt"),
+    ("cuda-bindings", "running on an NVIDIA GPU", "jetson" if platforms.jetson() else "tensorrt"),
     ("tensorrt", "building and running plans for this GPU", "tensorrt"),
     ("tensorrt-rtx", "building plans for RTX GPUs, on any machine", "rtx"),
     ("nncf", "quantising to INT8", "int8"),
