@@ -43,7 +43,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     if tests is not None:
         counts = ", ".join(f"{tests.get(name, 0)} {name}" for name in ("passed", "failed", "skipped"))
-        parts.append(f"Tests of the video package and of the runtime that simulate no GPU: {counts}.")
+        parts.append(f"Tests of videos, backends, the text tower, search and metrics: {counts}.")
         parts += [f"- {name}" for name in tests["failures"]]
     return "\n\n".join(parts)
 
