@@ -4,8 +4,8 @@
 
 Needs root, the packages debootstrap, qemu-user-static and binfmt-support of Debian, its archive and the package index.
 Debian 12 for arm64 is laid in ROOT, what the tests need comes from wheels. The report has what both gave for the same
-clips, sentences and videos, and how the tests ended that a processor can change. Nothing in it is a speed:
-an emulator's says nothing of a processor's.
+clips, sentences and videos, and how the tests ended that a processor can change. Nothing in it is a speed: an
+emulator's says nothing of a processor's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PACKAGES = (
     *("numpy", "typer", "onnxruntime", "openvino", "av", "pillow", "pyarrow", "onnx", "onnx-ir", "cuda-python"),
     *("matplotlib", "packaging", "psutil", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist"),
 )
-# What a processor or its libraries can change: not NVIDIA's decoder, which is simulated, nor processes, threads and files.
+# What a processor or its libraries can change: not the simulated GPU, nor processes, threads and files.
 _TESTS = (
     *("video/test_containers", "video/test_errors", "video/test_files", "video/test_picture", "video/test_presets"),
     *(
