@@ -20,6 +20,7 @@ from milnce.errors import (
     NonFiniteError,
     UnknownWordsWarning,
 )
+from milnce.platforms import is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
     from helpers.tiny_bundle import Tiny
     from milnce.backends import Backend
+
+# What ARM chooses, and refuses in FP16, has tests of its own (test_selection.py, test_onnxruntime_packages.py).
+on_x86 = pytest.mark.skipif(is_arm(), reason="says what is chosen and offered on x86-64")
 
 SENTENCES = ["cut the tomato", "Someone DON'T run!", "open door"]
 
@@ -43,6 +47,7 @@ def as_float(clips: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(clips.transpose(0, 4, 1, 2, 3).astype(np.float32) / np.float32(255))
 
 
+@on_x86
 def test_load_says_what_it_chose_and_why(tiny: Tiny) -> None:
     with milnce.load(tiny.path) as model:
         assert re.fullmatch(r"openvino on cpu in fp32: version \S+, the fastest exact backend .*", str(model.backend))
@@ -218,6 +223,7 @@ def test_a_file_that_changes_after_load_is_caught_on_first_use(copied: Path) -> 
             model.encode_video(UINT8)
 
 
+@on_x86
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_fp16_is_near_but_not_equal_and_the_projection_stays_fp32(tiny: Tiny, backend: str) -> None:
     clips = tiny_clips(3)
@@ -229,6 +235,7 @@ def test_fp16_is_near_but_not_equal_and_the_projection_stays_fp32(tiny: Tiny, ba
         assert " in fp16: " in str(model.backend)
 
 
+@on_x86
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_numbers_that_are_not_finite_are_an_error_not_a_result(tiny: Tiny, precision: str) -> None:
     huge = np.full((1, 12), 3e38, np.float32)
@@ -243,6 +250,7 @@ def test_numbers_that_are_not_finite_are_an_error_not_a_result(tiny: Tiny, preci
         model.project(huge)
 
 
+@on_x86
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_numbers_lost_to_a_low_precision_name_the_one_to_try(
     tiny: Tiny, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -21,12 +21,16 @@ from milnce.backends import BackendChoice, numpy_text, onnxruntime, openvino, se
 from milnce.bundle import Bundle
 from milnce.errors import BackendError, BackendUnavailableError, BundleError, InputError, NonFiniteError
 from milnce.model import Model
+from milnce.platforms import is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from helpers.tiny_bundle import Tiny
+
+# What ARM chooses, and refuses in FP16, has tests of its own (test_selection.py, test_onnxruntime_packages.py).
+on_x86 = pytest.mark.skipif(is_arm(), reason="says what is chosen and offered on x86-64")
 
 SENTENCES = ["cut the tomato", "Someone DON'T run!", "open door"]
 CHOICE = BackendChoice("numpy", "cpu", "fp32", "tests")
@@ -169,6 +173,7 @@ def test_a_model_for_nothing_yet_looks_for_nothing(tiny: Tiny, monkeypatch: pyte
         assert model.precision == "bf16"
 
 
+@on_x86
 def test_beside_the_video_tower_on_a_cpu_it_runs_text_and_projection(tiny: Tiny) -> None:
     with milnce.load(tiny.path) as model:
         assert {module: choice.name for module, choice in model.running.items()} == {
@@ -181,6 +186,7 @@ def test_beside_the_video_tower_on_a_cpu_it_runs_text_and_projection(tiny: Tiny)
         assert model.precision == "fp32"
 
 
+@on_x86
 def test_a_model_for_sentences_gets_its_video_tower_when_it_is_used(tiny: Tiny) -> None:
     with milnce.load(tiny.path, modules="text") as model:
         assert model.backend.name == "numpy"
@@ -256,6 +262,7 @@ def test_by_name_what_it_cannot_is_refused(tiny: Tiny, options: dict[str, Any], 
 # Graphs that it does not know
 
 
+@on_x86
 def test_a_graph_of_another_form_is_run_by_another_backend_which_is_said(copied: Path, tiny: Tiny) -> None:
     rewritten(copied, "text-fp32.onnx", doubled)
     with milnce.load(copied, modules="text") as model:
@@ -276,6 +283,7 @@ def test_a_graph_of_another_form_is_run_by_another_backend_which_is_said(copied:
         milnce.load(copied, backend="numpy", modules="text")
 
 
+@on_x86
 def test_a_graph_of_another_form_without_another_backend_is_an_error(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

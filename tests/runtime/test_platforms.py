@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,7 @@ def test_what_cuda_lacks_on_a_jetson_is_cured_by_what_runs_there(monkeypatch: py
         cuda_binding.load()
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed here")
 @pytest.mark.parametrize(("machine", "backend"), [("aarch64", "onnxruntime"), ("x86_64", "openvino")])
 def test_make_demo_installs_what_suits_the_processor(machine: str, backend: str, tmp_path: Path) -> None:
     stand_in = tmp_path / "uname"

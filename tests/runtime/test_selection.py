@@ -17,10 +17,14 @@ from milnce import backends
 from milnce.backends import Availability, onnxruntime, openvino, selection, tensorrt
 from milnce.cuda import GpuInfo
 from milnce.errors import BackendUnavailableError, InputError
+from milnce.platforms import is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+# What ARM chooses, and refuses in FP16, has tests of its own (test_selection.py, test_onnxruntime_packages.py).
+on_x86 = pytest.mark.skipif(is_arm(), reason="says what is chosen and offered on x86-64")
 
 
 WHOLE = {
@@ -142,6 +146,7 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do() -> None:
         backends.select(precision="int4")
 
 
+@on_x86
 def test_a_bundle_without_the_precision_is_named(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path / "b", precisions=["fp32"])
     with pytest.raises(

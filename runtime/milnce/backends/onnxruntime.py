@@ -29,8 +29,8 @@ _LOG_ERRORS_ONLY = 3
 # GPUs that the published wheels for ARM have code for, by compute capability; there is no PTX to compile for others
 # (cubins in libonnxruntime_providers_cuda.so of 1.31.1, manylinux_2_34_aarch64).
 _ON_ARM = ((8, 9), (9, 0), (12, 0), (12, 1))
-# With FP16 arithmetic (ARMv8.2) its convolutions add up in FP16: centred cosine 0.990 and spread error 0.127 against
-# PyTorch on the emulated Cortex-A76, where parity.FP16_GATE wants 0.998 and 0.08.
+# With FP16 arithmetic (ARMv8.2) its convolutions add up in FP16: at full width centred cosine 0.991, spread error 0.128
+# on an emulated Cortex-A76, where parity.FP16_GATE wants 0.998 and 0.08 (benchmarks/results/aarch64.md).
 _FP16_ON_ARM = (
     "it adds up in FP16 on this ARM processor, which costs more accuracy than milnce allows; ask for precision='fp32', "
     "or for backend='openvino', which computes FP16 graphs in FP32"
