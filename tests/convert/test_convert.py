@@ -232,7 +232,8 @@ def _one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (_one_block, "video uint8 fp32 at mixed_4d fails the fp32 parity gate: centred cosine 0.99999"),
         (_wrong_fold, "video uint8 fp32, video_embedding, 6 clips 16x64x64 fails the fp32 parity gate: cosine"),
-        (_no_cast, "text tokens fp16, text_embedding, 32 sentences of 16 ids is bit-identical to fp32"),
+        # To the FP32 graph; or to PyTorch, looked at first, where ONNX Runtime adds up as it does on this processor.
+        (_no_cast, "text tokens fp16, text_embedding, 32 sentences of 16 ids ... bit-identical"),
         (_other_scale, "video uint8 fp32, video_embedding, 6 clips 16x64x64 fails the fp32 parity gate:"),
     ],
 )
@@ -246,7 +247,9 @@ def test_a_planted_defect_leaves_no_bundle(
     defect(monkeypatch)
     with pytest.raises(ParityError) as caught:
         export_seeded_bundle(0, tmp_path / "deep" / "bundle", OPTIONS, width=WIDTH, progress=_silent)
-    assert said in str(caught.value)
+    begin, _, end = said.partition(" ... ")
+    assert str(caught.value).startswith(begin)
+    assert end in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
