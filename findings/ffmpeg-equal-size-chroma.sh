@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # PyAV 18.1.0 (FFmpeg 8.1.2), x86-64: to make RGB of a 4:2:0 picture without changing its size, libswscale leaves its
 # scaler out and repeats each row of chroma. The flag accurate_rnd, which sounds like rounding, takes the scaler instead,
-# which interpolates chroma between rows, with overshoot: beside an edge in colour, pixels change by tens of levels (by up
-# to 119 of 255 on noise). So a filter chain with `scale=224:224` treats a video that has 224x224 already, and has no such
-# flag, unlike every other video.
+# which interpolates chroma between rows, with overshoot: beside an edge in colour, pixels change by tens of levels. So a
+# filter chain with `scale=224:224` treats a video that has 224x224 already, and has no such flag, unlike every other video.
 #
 # Seen on 2026-12-01, red in four rows across the edge:
 #   as ffmpeg does: [228, 228, 69, 69]

@@ -29,6 +29,7 @@ from milnce.errors import InputError, MilnceError
 from milnce.heap import kept_heap
 from milnce.machine import blas_threads, cores, describe, memory_bytes
 from milnce.model import load
+from milnce.platforms import install
 from milnce_convert.judge import judge
 from milnce_convert.sample_inputs import moving_clips
 
@@ -215,7 +216,7 @@ def pytorch_rows(bundle: Bundle, opened: Opened, *, compiled: bool, threads: int
     lacking = [module for module in _NEEDED if find_spec(module) is None]
     if lacking:
         reason = f"PyTorch is compared with where {', '.join(_NEEDED)} are installed, and {', '.join(lacking)} is not"
-        opened.left_out["PyTorch"] = f'{reason}: pip install "milnce[convert]"'
+        opened.left_out["PyTorch"] = f"{reason}: {install('convert')}"
         return PyTorchRows()
     import torch  # noqa: PLC0415  # where it is installed
 

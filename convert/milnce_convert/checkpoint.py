@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from milnce.errors import CheckpointError
+from milnce.platforms import install
 from milnce_convert.towers import S3D, TextTower, TowersConfig
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError  # noqa: PLC0415  only for this file format
         from safetensors.torch import load_file  # noqa: PLC0415
     except ImportError as error:
-        raise CheckpointError(f'{path} needs the package safetensors: pip install "milnce[convert]"') from error
+        raise CheckpointError(f"{path} needs the package safetensors: {install('convert')}") from error
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from milnce.backends.openvino import import_openvino
 from milnce.errors import MissingDependencyError, QuantizationError
 from milnce.onnx_policy import refuse_external_data
+from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ def require_quantizer() -> None:
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(f'quantize needs {", ".join(missing)}; run: pip install "milnce[int8]"')
+        raise MissingDependencyError(f"quantize needs {', '.join(missing)}; run: {install('int8')}")
 
 
 def import_nncf() -> Any:  # noqa: ANN401 - the library is not typed

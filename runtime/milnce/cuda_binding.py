@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from milnce.errors import CudaUnavailableError
-from milnce.platforms import install, jetson
+from milnce.platforms import bindings_extra, install, jetson
 
 # Older ones hold Python's global lock while they wait for the GPU, and raise errors of their own without a driver.
 _OLDEST = (12, 9, 1)
@@ -51,7 +51,7 @@ def load() -> Any:  # noqa: ANN401 - the bindings have no types
         from cuda.bindings import runtime  # noqa: PLC0415 - the bindings are optional
     except ModuleNotFoundError as error:
         raise CudaUnavailableError(
-            f"the CUDA bindings (cuda-python) are not installed ({error}); {install(_extra())}"
+            f"the CUDA bindings (cuda-python) are not installed ({error}); {install(bindings_extra())}"
         ) from error
     except ImportError as error:
         raise CudaUnavailableError(f"the CUDA bindings are installed and do not load: {error}") from error
@@ -95,10 +95,6 @@ def load_compiler() -> Any:  # noqa: ANN401 - the bindings have no types
     if int(error) != 0:
         raise CudaUnavailableError(f"NVIDIA's run-time compiler (NVRTC) does not answer: {error.name}")
     return nvrtc
-
-
-def _extra() -> str:
-    return "tensorrt" if jetson() is None else "jetson"
 
 
 def has_context(index: int) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from milnce.errors import InputError, MissingDependencyError
 from milnce.files import NUMPY_HEADERS
+from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -220,5 +221,5 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow as pa  # noqa: PLC0415  # optional
         from pyarrow import parquet  # noqa: PLC0415  # optional
     except ImportError as error:
-        raise MissingDependencyError('Parquet needs pyarrow; run: pip install "milnce[parquet]"') from error
+        raise MissingDependencyError(f"Parquet needs pyarrow; run: {install('parquet')}") from error
     return pa, parquet

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from milnce.errors import InputError, MissingDependencyError, RangeError, VideoError
+from milnce.platforms import install
 from milnce.video.container import as_video_errors, open_video
 from milnce.video.decode import FrameReader, TimedFrame, require_intact
 from milnce.video.picture import PictureMaker
@@ -71,7 +72,7 @@ def require_pillow() -> None:
     try:
         import PIL  # noqa: F401, PLC0415  # optional
     except ImportError as error:
-        raise MissingDependencyError('looping pictures need Pillow; run: pip install "milnce[video]"') from error
+        raise MissingDependencyError(f"looping pictures need Pillow; run: {install('video')}") from error
 
 
 def _check(start_s: float | None, end_s: float | None, height: int, frames: int) -> None:

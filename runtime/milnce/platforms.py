@@ -91,6 +91,11 @@ def install(extra: str) -> str:
     return ": ".join(filter(None, (_NOT_ON_JETSON.get(extra), _ON_JETSON)))
 
 
+def bindings_extra() -> str:
+    """Return the extra that brings NVIDIA's CUDA bindings for the driver here, and little else."""
+    return "tensorrt" if jetson() is None else "jetson"
+
+
 def _release(text: str) -> tuple[str, ...]:
     found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text)
     return found.groups() if found else ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from milnce.errors import InputError, MissingDependencyError, OutputError
 from milnce.files import check_absent, check_writable
+from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +157,7 @@ def require_pillow() -> None:
     try:
         import PIL  # noqa: F401, PLC0415  # optional
     except ImportError as error:
-        raise MissingDependencyError('a contact sheet needs Pillow; run: pip install "milnce[video]"') from error
+        raise MissingDependencyError(f"a contact sheet needs Pillow; run: {install('video')}") from error
 
 
 def _line(size: int) -> int:

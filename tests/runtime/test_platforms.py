@@ -101,14 +101,11 @@ def test_on_a_jetson_extras_that_do_not_work_there_say_why_and_what_does() -> No
     ],
 )
 @pytest.mark.usefixtures("orin")
-def test_each_jetson_linux_is_of_a_jetpack(
-    release: str, name: str, number: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_each_jetson_linux_is_of_a_jetpack(release: str, name: str, number: int | None, tmp_path: Path) -> None:
     (tmp_path / "release").write_text(release)
     assert str(platforms.jetson()).endswith(f", Jetson Linux {name}")
     assert platforms.jetpack() == number
     assert ("is too old" in platforms.install("tensorrt")) == (number == 5)
-    del monkeypatch
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,9 @@ BACKENDS = ("tensorrt", "openvino", "onnxruntime", "numpy")
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
-# In the order in which "auto" tries them. A plan was built on purpose, so it comes first, in the precision it has; of
-# the others the exact ones: on the GPU, then on the CPU.
+# In the order in which "auto" tries them, those of the CPU after these. A plan was built on purpose, so it comes first,
+# in the precision it has.
 _ON_GPU = (("tensorrt", "cuda"), ("onnxruntime", "cuda"))
-_ON_CPU = (("openvino", "cpu"), ("onnxruntime", "cpu"))
-# What speaks for the first of those on the CPU: the benchmarks, all made on x86-64; and on ARM that OpenVINO runs every
-# one of the 113 convolutions in its reference code (2026.4.1: "ref_any"; tests/platforms/aarch64.py shows it).
-_FASTEST, _HAS_KERNELS = (
-    "the fastest exact backend in the measurements on x86-64",
-    "the exact backend with kernels for ARM",
-)
 # NumPy is not among them: it runs sentences and stored features, see choices.py.
 _FILES = {"numpy": "numpy_text"}
 _PLAN_PRECISIONS = ("fp16", "fp32")
@@ -77,7 +70,8 @@ def select(
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailableError(f"backend {backend!r} asked for; backends are auto, {', '.join(BACKENDS)}")
     passed_over: list[tuple[str, str]] = []
-    for name, kind in (*_order(), *([("numpy", "cpu")] if backend == "numpy" else [])):
+    on_cpu, best = _on_cpu()
+    for name, kind in (*_ON_GPU, *on_cpu, *([("numpy", "cpu")] if backend == "numpy" else [])):
         if backend not in ("auto", name) or not device.startswith(("auto", kind)):
             continue
         where = f"{name} on {kind}"
@@ -94,8 +88,8 @@ def select(
                 precision, bundle, plans_folder, modules, device_index(wanted), whole=backend == "auto"
             )
         if obstacle is None:
-            first = precision is None and (name, kind) == _order()[len(_ON_GPU)]
-            reason = _reason(found, backend, first=first, passed_over=passed_over)
+            merit = best if precision is None and (name, kind) == on_cpu[0] else None
+            reason = _reason(found, backend, merit, passed_over)
             return BackendChoice(name, wanted, taken, reason, _sentences(passed_over), plans_folder)
         passed_over.append((where, obstacle))
     asked = f"backend {backend}, device {device}, precision {precision or 'auto'}"
@@ -268,20 +262,25 @@ def _obstacle(found: Availability, device: str, precision: str, modules: Sequenc
     return None
 
 
-def _order() -> tuple[tuple[str, str], ...]:
-    return (*_ON_GPU, *(reversed(_ON_CPU) if is_arm() else _ON_CPU))
+def _on_cpu() -> tuple[tuple[tuple[str, str], ...], str]:
+    """Return the exact backends of a CPU, the better one first, and what speaks for it.
+
+    On x86-64 the benchmarks do. On ARM OpenVINO runs every one of the 113 convolutions in its reference code (2026.4.1:
+    "ref_any"; tests/platforms/aarch64.py shows it).
+    """
+    if is_arm():
+        return (("onnxruntime", "cpu"), ("openvino", "cpu")), "the exact backend with kernels for ARM"
+    return (("openvino", "cpu"), ("onnxruntime", "cpu")), "the fastest exact backend in the measurements on x86-64"
 
 
-def _reason(found: Availability, backend: str, *, first: bool, passed_over: Sequence[tuple[str, str]]) -> str:
-    """Say why it was taken; `first` says that it is the one that a CPU tries first, and that it is exact."""
+def _reason(found: Availability, backend: str, merit: str | None, passed_over: Sequence[tuple[str, str]]) -> str:
+    """Say why it was taken; `merit` speaks for the one that a CPU tries first."""
     if backend != "auto":
         why = "asked for by name"
     elif found.name == "tensorrt":
         why = "its plans fit this GPU"
-    elif first:
-        why = _HAS_KERNELS if is_arm() else _FASTEST
     else:
-        why = "the first that can do what was asked"
+        why = merit or "the first that can do what was asked"
     reason = f"version {found.version}, {why}"
     if passed_over:
         reason += f"; passed over: {'; '.join(_sentences(passed_over))}"

@@ -75,7 +75,7 @@ def doctor(*, bundle: BundleToTryOption = None, json_output: JsonOption = False)
 _PACKAGES = (
     ("pillow", "contact sheets", "video"),
     ("pyarrow", "Parquet features", "parquet"),
-    ("cuda-bindings", "running on an NVIDIA GPU", "jetson" if platforms.jetson() else "tensorrt"),
+    ("cuda-bindings", "running on an NVIDIA GPU", None),  # which one, the board decides
     ("tensorrt", "building and running plans for this GPU", "tensorrt"),
     ("tensorrt-rtx", "building plans for RTX GPUs, on any machine", "rtx"),
     ("nncf", "quantising to INT8", "int8"),
@@ -216,10 +216,10 @@ def _backend(item: Availability) -> dict[str, Any]:
     }
 
 
-def _package(entry: tuple[str, str, str]) -> dict[str, Any]:
+def _package(entry: tuple[str, str, str | None]) -> dict[str, Any]:
     name, purpose, extra = entry
     found = _version(name)
-    problem = None if found else f"not installed: {platforms.install(extra)}"
+    problem = None if found else f"not installed: {platforms.install(extra or platforms.bindings_extra())}"
     return {"name": name, "version": found, "for": purpose, "problem": problem, "note": None}
 
 

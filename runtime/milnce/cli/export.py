@@ -25,6 +25,7 @@ from milnce.cli.export_hosts import (
 )
 from milnce.cli.info import print_parity
 from milnce.errors import InputError, MissingDependencyError
+from milnce.platforms import install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -224,4 +225,4 @@ def require_converter() -> None:
         name for name in ("torch", "onnx", "onnxscript", "onnxruntime", "milnce_convert") if find_spec(name) is None
     ]
     if missing:
-        raise MissingDependencyError(f'export needs {", ".join(missing)}; run: pip install "milnce[convert]"')
+        raise MissingDependencyError(f"export needs {', '.join(missing)}; run: {install('convert')}")

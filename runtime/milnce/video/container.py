@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from milnce.errors import MissingDependencyError, VideoError
+from milnce.platforms import install
 from milnce.video.integrity import truncation
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def import_av() -> Any:  # noqa: ANN401 - a module
         import av  # noqa: PLC0415 - `import milnce` must not load it
     except ImportError as error:
         raise MissingDependencyError(
-            f'videos are decoded with PyAV, which cannot be imported ({error}); run: pip install "milnce[video]"'
+            f"videos are decoded with PyAV, which cannot be imported ({error}); run: {install('video')}"
         ) from error
     return av
 
